@@ -1,0 +1,10 @@
+//! From any audio file or stream to mono 16 kHz samples ([`AudioReader`]) and on to log-mel frames ([`mel`]).
+
+pub mod mel;
+
+/// Samples per second of everything behind [`AudioReader`].
+pub const SAMPLE_RATE: u32 = 16_000;
+
+/// Largest magnitude that is still taken for sound; full scale is 1. Floating-point recordings may exceed full scale,
+/// but values like 32767 mean that integers were written as floats.
+pub const MAX_SAMPLE: f32 = 128.0;
