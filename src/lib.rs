@@ -1,6 +1,5 @@
 //! Streaming speech-to-text with Mistral's Voxtral Realtime model.
-
 pub mod audio;
 mod error;
-
+pub mod model;
 pub use error::{Error, Result};

@@ -1,0 +1,104 @@
+//! What a model directory holds: [`params`], [`weights`] and [`tokenizer`], opened and checked together.
+
+pub mod params;
+pub mod tokenizer;
+pub mod weights;
+
+use std::path::{Path, PathBuf};
+
+pub use params::Params;
+pub use tokenizer::{Tokenizer, Utf8Joiner};
+pub use weights::Weights;
+
+use crate::{Error, Result};
+
+/// The model's output lags its input by this many tokens of 80 ms; longer delays are more accurate.
+///
+/// It enters twice: the prompt is longer by it, and the decoder is conditioned on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delay(u32);
+
+impl Delay {
+    /// 480 ms, the model's recommended delay.
+    pub const DEFAULT: Self = Self(6);
+    /// Longest accepted delay in milliseconds; the model was trained up to 2400.
+    const MAX_MS: f64 = 2400.0;
+
+    /// A delay in milliseconds, above 0 and up to 2400; like the official tokenizer, whatever is no multiple of 80 ms is
+    /// rounded to whole mel frames and then up to whole tokens.
+    pub fn from_ms(ms: f64) -> Result<Self> {
+        let samples = (ms / 1000.0 * 16_000.0).trunc();
+        let frames = if samples % 160.0 == 0.0 { samples / 160.0 } else { (samples / 160.0 - 1.0).ceil() };
+        let tokens = (frames / 8.0).ceil();
+        if ms.is_finite() && tokens >= 1.0 && ms <= Self::MAX_MS {
+            Ok(Self(tokens as u32))
+        } else {
+            Err(Error::InvalidOption(format!("delay of {ms} ms: expected 80 to {} ms", Self::MAX_MS)))
+        }
+    }
+
+    /// Tokens of 80 ms.
+    pub fn tokens(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Milliseconds.
+    pub fn ms(self) -> u64 {
+        u64::from(self.0) * 80
+    }
+}
+
+/// An opened model directory.
+#[derive(Debug)]
+pub struct Model {
+    pub params: Params,
+    pub tokenizer: Tokenizer,
+    pub weights: Weights,
+}
+
+impl Model {
+    /// Opens a directory with `params.json`, `tekken.json` and `consolidated.safetensors`, checks all three and maps the
+    /// weights into memory without reading them.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let [params, tekken, weights] = Self::files(dir)?;
+        let params = Params::open(&params)?;
+        let tokenizer = Tokenizer::open(&tekken, params.vocab_size)?;
+        let weights = Weights::open(&weights, &params)?;
+        Ok(Self { params, tokenizer, weights })
+    }
+
+    fn files(dir: &Path) -> Result<[PathBuf; 3]> {
+        let names = ["params.json", "tekken.json", "consolidated.safetensors"];
+        let entry = std::fs::metadata(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
+        let mut faults = Vec::new();
+        if entry.is_dir() {
+            faults.extend(names.iter().filter(|n| !dir.join(n).exists()).map(|n| format!("{n} is missing")));
+        } else {
+            faults.push(format!("not a directory; expected one with {}", names.join(", ")));
+        }
+        if !faults.is_empty() {
+            if dir.join("model.safetensors").exists() && !dir.join(names[2]).exists() {
+                faults.push(
+                    "model.safetensors is there, but it holds the same weights in another layout (Hugging Face's, with \
+                     permuted rows): download consolidated.safetensors from the same repository, as download_model.sh does"
+                        .into(),
+                );
+            }
+            return Err(Error::Model { path: dir.into(), faults });
+        }
+        Ok(names.map(|name| dir.join(name)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_are_rounded_as_the_official_tokenizer_does() {
+        let tokens = |ms| Delay::from_ms(ms).map(Delay::tokens).ok();
+        assert_eq!([80.0, 100.0, 480.0, 1200.0, 2400.0].map(tokens), [1, 2, 6, 15, 30].map(Some));
+        assert_eq!([0.0, -80.0, 2401.0, f64::NAN, f64::INFINITY].map(tokens), [None; 5]);
+        assert_eq!(Delay::DEFAULT.ms(), 480);
+    }
+}
