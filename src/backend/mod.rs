@@ -1,0 +1,80 @@
+//! The boundary between engine and devices: stages of the network over spans of positions, for any number of streams.
+//!
+//! [`cpu`] is the readable specification of the layer mathematics. A backend knows no text, no audio container and no
+//! policy. What it promises: the numbers of a position depend on the stream's inputs up to that position alone, bit for
+//! bit. Not on how frames were split over calls, on how many positions or streams share a call, nor on threads.
+
+pub mod cpu;
+#[cfg(test)]
+pub(crate) mod fake;
+
+use crate::Result;
+use crate::model::{Delay, Weights};
+
+/// How a backend is to be set up.
+#[derive(Debug, Clone, Default)]
+pub struct BackendOptions {
+    /// CPU threads; all cores when absent.
+    pub threads: Option<usize>,
+}
+
+/// New log-mel frames of one stream.
+pub struct EncodeChunk<'a, S> {
+    pub stream: &'a mut S,
+    /// `[n_frames, n_mels]`, whole tokens: `n_frames` is a multiple of 8.
+    pub log_mel: &'a [f32],
+}
+
+/// Consecutive decoder positions of one stream.
+pub struct Span<'a, S> {
+    pub stream: &'a mut S,
+    /// Token ids fed, one a position; their audio embeddings are taken from the stream.
+    pub inputs: &'a [u32],
+    /// Predictions are made after the inputs from this index on (a prompt needs only the last).
+    pub predict_from: usize,
+    /// How many of the likeliest tokens each prediction lists; 1 is the fast path.
+    pub n_top: usize,
+    /// Out: one prediction for each of `inputs[predict_from..]`.
+    pub predictions: Vec<Prediction>,
+}
+
+/// What the model says after a position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    /// The likeliest token; of equal ones the lowest.
+    pub id: u32,
+    /// The likeliest tokens with their probabilities, best first; empty where only one was asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Receives named activations: stage, layer, rows `[n, width]`, width. For comparing backends and references.
+pub type TraceSink = Box<dyn FnMut(&'static str, usize, &[f32], usize) + Send>;
+
+/// A device that runs the network.
+pub trait Backend: Sized + Send {
+    /// All device state of one stream: convolution tails, encoder and decoder KV rings, embeddings not yet decoded.
+    type Stream: Send;
+
+    /// Prepares the weights. The backend keeps what it needs of them.
+    fn load(weights: &Weights, options: &BackendOptions) -> Result<Self>;
+
+    /// A stream at position 0.
+    fn open(&mut self, delay: Delay) -> Result<Self::Stream>;
+
+    /// New mel frames of any number of streams → adapter embeddings, kept on the device.
+    fn encode(&mut self, batch: &mut [EncodeChunk<'_, Self::Stream>]) -> Result<()>;
+
+    /// One decoder pass over any number of streams. Each span feeds its inputs at the stream's next positions and gets
+    /// the model's predictions after them. A prompt is a long span, a step a span of one, a speculative check a span of
+    /// `1 + drafts`.
+    fn decode(&mut self, batch: &mut [Span<'_, Self::Stream>]) -> Result<()>;
+
+    /// Forgets the positions from `position` on, which must belong to the stream's last decoded span.
+    fn rewind(&mut self, stream: &mut Self::Stream, position: u64);
+
+    /// Bytes of weights that one decoder pass reads.
+    fn decoder_bytes(&self) -> u64;
+
+    /// Sends named activations of all further calls to `sink`.
+    fn trace(&mut self, sink: Option<TraceSink>);
+}
