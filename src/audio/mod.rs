@@ -2,9 +2,33 @@
 
 pub mod mel;
 
+use crate::{Error, Result};
+
 /// Samples per second of everything behind [`AudioReader`].
 pub const SAMPLE_RATE: u32 = 16_000;
 
 /// Largest magnitude that is still taken for sound; full scale is 1. Floating-point recordings may exceed full scale,
 /// but values like 32767 mean that integers were written as floats.
 pub const MAX_SAMPLE: f32 = 128.0;
+
+/// Checks that samples are sound: finite and not absurdly large. `index` is that of the first one, for the message.
+pub fn check_samples(samples: &[f32], index: u64) -> Result<()> {
+    match samples.iter().position(|x| !(x.abs() <= MAX_SAMPLE)) {
+        Some(i) => Err(Error::InvalidSample { index: index + i as u64, value: samples[i] }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_sound_is_refused_and_named() {
+        check_samples(&[0.0, -1.0, 1.5, MAX_SAMPLE], 0).unwrap();
+        for bad in [f32::NAN, f32::INFINITY, -1e30, 32767.0] {
+            let error = check_samples(&[0.1, bad, 0.1], 10).unwrap_err().to_string();
+            assert!(error.contains("sample 11"), "{error}");
+        }
+    }
+}

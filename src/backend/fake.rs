@@ -1,1 +1,100 @@
-//! fake
+//! A deterministic stand-in for the network, for tests of what is above it.
+//!
+//! Every prediction is a hash of all inputs of its stream up to that position, so any frame or token that is lost,
+//! doubled or misplaced changes all that follows. Some predictions are EOS, and text tokens are often parts of
+//! characters.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::{Backend, BackendOptions, EncodeChunk, Prediction, Span, TraceSink};
+use crate::Result;
+use crate::model::params::FRAMES_PER_TOKEN;
+use crate::model::{Delay, Weights};
+
+/// The stand-in; `eos_in` is the chance of EOS, one in so many predictions.
+pub(crate) struct Fake {
+    pub n_mels: usize,
+    pub eos_in: u64,
+    /// Calls of `decode` so far.
+    pub n_passes: usize,
+}
+
+pub(crate) struct FakeStream {
+    embeddings: Vec<u64>,
+    /// Hash of everything up to each position.
+    states: Vec<u64>,
+    delay: Delay,
+}
+
+fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Backend for Fake {
+    type Stream = FakeStream;
+
+    fn load(weights: &Weights, _: &BackendOptions) -> Result<Self> {
+        Ok(Self { n_mels: weights.params.n_mels, eos_in: 50, n_passes: 0 })
+    }
+
+    fn open(&mut self, delay: Delay) -> Result<FakeStream> {
+        Ok(FakeStream { embeddings: Vec::new(), states: Vec::new(), delay })
+    }
+
+    fn encode(&mut self, batch: &mut [EncodeChunk<'_, FakeStream>]) -> Result<()> {
+        for chunk in batch {
+            let (tokens, rest) = (chunk.log_mel.chunks_exact(FRAMES_PER_TOKEN * self.n_mels), chunk.log_mel.len());
+            assert_eq!(rest % (FRAMES_PER_TOKEN * self.n_mels), 0, "whole tokens");
+            for frames in tokens {
+                let before = chunk.stream.embeddings.last().copied();
+                let bits: Vec<u32> = frames.iter().map(|x| x.to_bits()).collect();
+                chunk.stream.embeddings.push(hash((before, bits)));
+            }
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, batch: &mut [Span<'_, FakeStream>]) -> Result<()> {
+        self.n_passes += 1;
+        for span in batch {
+            let stream = &mut *span.stream;
+            span.predictions.clear();
+            for (i, &id) in span.inputs.iter().enumerate() {
+                let position = stream.states.len();
+                let state = hash((stream.states.last(), stream.embeddings[position], id, stream.delay.tokens()));
+                stream.states.push(state);
+                if i >= span.predict_from {
+                    span.predictions.push(self.predict(state, span.n_top));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn rewind(&mut self, stream: &mut FakeStream, position: u64) {
+        stream.states.truncate(position as usize);
+    }
+
+    fn decoder_bytes(&self) -> u64 {
+        0
+    }
+
+    fn trace(&mut self, _: Option<TraceSink>) {}
+}
+
+impl Fake {
+    fn predict(&self, state: u64, n_top: usize) -> Prediction {
+        let id = |state: u64| match state % 10 {
+            _ if (state >> 8).is_multiple_of(self.eos_in) => 2,
+            0..5 => 32,
+            5 => 33,
+            // single bytes, among them those of é and of a microphone
+            6 | 7 => 1000 + u32::from(*b"\xC3\xA9\xF0\x9F\x8E\xA4 a".get((state >> 32) as usize % 8).unwrap_or(&0)),
+            _ => 1256 + (state >> 32) as u32 % 1000,
+        };
+        let top = |i: usize| (if i == 0 { id(state) } else { id(hash((state, i))) }, 0.5f32.powi(i as i32 + 1));
+        Prediction { id: id(state), top: (0..n_top).map(top).filter(|_| n_top > 1).collect() }
+    }
+}

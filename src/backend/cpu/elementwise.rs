@@ -107,7 +107,7 @@ impl Rope {
     /// Cosine and sine of every pair's angle at this position, `[head_dim / 2]` each; the angle is an f32 product, as in
     /// the official code.
     pub fn angles(&self, position: u64) -> Vec<(f32, f32)> {
-        self.frequencies.iter().map(|&f| (position as f32 * f)).map(|a| (a.cos(), a.sin())).collect()
+        self.frequencies.iter().map(|&f| position as f32 * f).map(|a| (a.cos(), a.sin())).collect()
     }
 }
 

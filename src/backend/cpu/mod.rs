@@ -16,7 +16,7 @@ use half::bf16;
 use rayon::ThreadPool;
 
 use self::attention::KvRing;
-use self::elementwise::{for_rows, gelu, gelu_all};
+use self::elementwise::{gelu, gelu_all};
 use self::matmul::{Product, multiply};
 use self::simd::Isa;
 use self::stack::{Segment, Stack};

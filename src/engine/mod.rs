@@ -1,0 +1,202 @@
+//! Sessions over a backend: samples in, tokens and text out.
+//!
+//! [`Engine`] owns the backend; a [`Session`] owns all state of one stream. [`Engine::advance`] does, for any number of
+//! sessions, the work that their samples allow, in rounds: one encoder call with the new frames of all, then decoder
+//! passes with the next span of all. What a session says depends on its samples, the model and the delay alone.
+//!
+//! ```no_run
+//! use voxtral::backend::{BackendOptions, cpu::Cpu};
+//! use voxtral::{Engine, Event, Model, SessionOptions};
+//!
+//! # fn main() -> voxtral::Result<()> {
+//! let model = Model::open("samples/tiny-model".as_ref())?;
+//! let mut engine = Engine::<Cpu>::load(model, &BackendOptions::default())?;
+//! let mut session = engine.open(&SessionOptions::default())?;
+//! session.push(&[0.0; 16_000])?; // mono, 16 kHz
+//! session.finish();
+//! engine.advance(&mut [&mut session])?;
+//! while let Some(event) = session.next_event() {
+//!     if let Event::Token(token) = event {
+//!         print!("{}", token.text);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use session::{Alternative, Event, Session, SessionOptions, Token};
+use session::{Segment, Shared};
+
+use crate::Result;
+use crate::audio::mel::MelFilters;
+use crate::backend::{Backend, BackendOptions, EncodeChunk, Prediction};
+use crate::model::params::{FRAMES_PER_TOKEN, Params};
+use crate::model::{Delay, Model, Tokenizer};
+
+/// What an engine has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    /// Mel frames encoded, the audio embeddings made of them, and the time that took.
+    pub n_frames: u64,
+    pub n_embeddings: u64,
+    pub encoder: Duration,
+    /// Tokens generated, how many of them are text, the decoder passes that took, and their time.
+    pub n_tokens: u64,
+    pub n_text_tokens: u64,
+    pub n_passes: u64,
+    pub decoder: Duration,
+    /// The part of the passes and their time that went to prompts.
+    pub n_prefills: u64,
+    pub prefill: Duration,
+}
+
+impl std::ops::Sub for Stats {
+    type Output = Self;
+
+    /// What was done between two readings.
+    fn sub(self, before: Self) -> Self {
+        Self {
+            n_frames: self.n_frames - before.n_frames,
+            n_embeddings: self.n_embeddings - before.n_embeddings,
+            encoder: self.encoder - before.encoder,
+            n_tokens: self.n_tokens - before.n_tokens,
+            n_text_tokens: self.n_text_tokens - before.n_text_tokens,
+            n_passes: self.n_passes - before.n_passes,
+            decoder: self.decoder - before.decoder,
+            n_prefills: self.n_prefills - before.n_prefills,
+            prefill: self.prefill - before.prefill,
+        }
+    }
+}
+
+/// A loaded model on a device.
+pub struct Engine<B: Backend> {
+    backend: B,
+    shared: Arc<Shared>,
+    stats: Stats,
+}
+
+impl<B: Backend> Engine<B> {
+    /// Loads a model's weights onto a backend.
+    pub fn load(model: Model, options: &BackendOptions) -> Result<Self> {
+        let backend = B::load(&model.weights, options)?;
+        Ok(Self::new(backend, model.tokenizer, &model.params))
+    }
+
+    /// An engine over a backend that is ready.
+    pub fn new(backend: B, tokenizer: Tokenizer, params: &Params) -> Self {
+        let filters = Arc::new(MelFilters::new(params.n_mels, params.log_mel_max));
+        Self { backend, shared: Arc::new(Shared { tokenizer, filters }), stats: Stats::default() }
+    }
+
+    /// The delay of sessions that don't ask for one.
+    pub fn default_delay(&self) -> Delay {
+        self.shared.tokenizer.delay
+    }
+
+    /// Bytes of weights that one decoder pass reads.
+    pub fn decoder_bytes(&self) -> u64 {
+        self.backend.decoder_bytes()
+    }
+
+    /// What was done so far, over all sessions.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Opens a session. It is independent of all others.
+    pub fn open(&mut self, options: &SessionOptions) -> Result<Session<B>> {
+        let delay = options.delay.unwrap_or(self.shared.tokenizer.delay);
+        let segment = self.segment(0, delay)?;
+        Session::new(self.shared.clone(), segment, delay, options)
+    }
+
+    /// Does all work that the samples of these sessions allow, and leaves the results in them as events.
+    ///
+    /// # Errors
+    /// When the backend fails. The sessions keep the events from before.
+    pub fn advance(&mut self, sessions: &mut [&mut Session<B>]) -> Result<()> {
+        loop {
+            let encoded = self.encode(sessions)?;
+            let mut decoded = false;
+            while self.decode(sessions)? {
+                decoded = true;
+            }
+            if !encoded && !decoded {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One encoder call with the frames that are due; whether there were any.
+    fn encode(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
+        let mut batch = Vec::new();
+        let mut n_frames = 0;
+        for session in sessions {
+            if let Some((stream, log_mel)) = session.due_frames() {
+                n_frames += log_mel.len() / self.shared.filters.n_mels();
+                batch.push(EncodeChunk { stream, log_mel });
+            }
+        }
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        let start = Instant::now();
+        self.backend.encode(&mut batch)?;
+        self.stats.encoder += start.elapsed();
+        self.stats.n_frames += n_frames as u64;
+        self.stats.n_embeddings += (n_frames / FRAMES_PER_TOKEN) as u64;
+        Ok(true)
+    }
+
+    /// One decoder pass with the next span of each session that has one; whether there was any.
+    fn decode(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
+        let mut takers = Vec::new();
+        let mut batch = Vec::new();
+        let mut prefill = false;
+        for (i, session) in sessions.iter_mut().enumerate() {
+            if let Some(span) = session.due_span() {
+                prefill |= span.inputs.len() > 1;
+                batch.push(span);
+                takers.push(i);
+            }
+        }
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        let start = Instant::now();
+        self.backend.decode(&mut batch)?;
+        let time = start.elapsed();
+        self.stats.decoder += time;
+        self.stats.n_passes += 1;
+        if prefill {
+            self.stats.prefill += time;
+            self.stats.n_prefills += 1;
+        }
+        let predictions: Vec<Vec<Prediction>> = batch.into_iter().map(|span| span.predictions).collect();
+        for (i, predictions) in takers.into_iter().zip(predictions) {
+            let session = &mut *sessions[i];
+            for prediction in predictions {
+                self.stats.n_tokens += 1;
+                self.stats.n_text_tokens += u64::from(self.shared.tokenizer.is_text(prediction.id));
+                if let Some(start) = session.accept(prediction) {
+                    session.restart(self.segment(start, session.delay())?);
+                    break;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// A clean state for the audio from sample `start` on.
+    fn segment(&mut self, start: u64, delay: Delay) -> Result<Segment<B::Stream>> {
+        Ok(Segment::new(&self.shared, self.backend.open(delay)?, start, delay))
+    }
+}

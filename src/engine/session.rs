@@ -1,0 +1,366 @@
+//! One stream of audio: what was pushed, how far it is processed, what came out.
+//!
+//! Audio is worked through in whole tokens of 80 ms. A session consists of segments: each is what the official code does
+//! with one file (left padding, prompt, greedy decoding), and where a segment says EOS with audio left, the next begins
+//! with the audio after the moment that the EOS speaks of.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::audio::mel::{MelFilters, MelStream};
+use crate::audio::{SAMPLE_RATE, check_samples};
+use crate::backend::{Backend, Prediction, Span};
+use crate::model::params::{FRAMES_PER_TOKEN, SAMPLES_PER_TOKEN};
+use crate::model::{Delay, Tokenizer, Utf8Joiner};
+use crate::{Error, Result};
+
+/// Silence behind the audio, in tokens, besides the delay: the official `+ 1 + 10`.
+const RIGHT_PAD: usize = 11;
+/// Longest stretch of audio that is taken in before its tokens are decoded, whatever the interval.
+const MAX_SLICE: usize = 30 * SAMPLE_RATE as usize;
+/// Candidates looked at to find alternatives among them that are text.
+const N_CANDIDATES: usize = 16;
+/// Alternatives listed, the chosen token included.
+const N_ALTERNATIVES: usize = 3;
+
+/// How a session is to work.
+#[derive(Debug, Clone)]
+pub struct SessionOptions {
+    /// The model's delay; what the model directory says when absent.
+    pub delay: Option<Delay>,
+    /// How much audio is gathered before it is worked on. Changes latency, never the text.
+    pub interval: Duration,
+    /// List alternatives whose probability is at least `1 - cutoff` of the chosen token's; 0 to 1.
+    pub alternatives: Option<f32>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { delay: None, interval: Duration::from_secs(2), alternatives: None }
+    }
+}
+
+/// What a session has to say, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The model generated a token.
+    Token(Token),
+    /// The model said EOS with audio left; it starts afresh with the audio from this moment on.
+    Restart { time_ms: u64 },
+    /// All audio is transcribed. `text` is U+FFFD where the last character never became whole, else empty.
+    End { text: String },
+}
+
+/// A generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    pub id: u32,
+    /// The moment in the audio that the token speaks of: its position less padding and delay, on a grid of 80 ms.
+    pub time_ms: u64,
+    /// Text that became complete with this token; empty for parts of characters and special tokens (but an EOS ends
+    /// an unfinished character with U+FFFD).
+    pub text: String,
+    /// Likely texts for this place, best (this token's) first; empty where they weren't asked for, the token is special,
+    /// it is only part of a character, or no other text comes near.
+    pub alternatives: Vec<Alternative>,
+}
+
+/// A text that the model thought likely.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alternative {
+    pub id: u32,
+    pub text: String,
+    pub probability: f32,
+}
+
+/// What all sessions of an engine share.
+pub(super) struct Shared {
+    pub tokenizer: Tokenizer,
+    pub filters: Arc<MelFilters>,
+}
+
+/// A run of the model from clean state.
+pub(super) struct Segment<S> {
+    stream: S,
+    mel: MelStream,
+    /// Index of its first sample in the session.
+    start: u64,
+    /// Samples taken from the session so far.
+    n_fed: usize,
+    /// Whether the silence at the end has been added.
+    padded: bool,
+    /// Frames of the encoder call under way.
+    log_mel: Vec<f32>,
+    /// Tokens of the next span: the prompt, then always the last generated one.
+    inputs: Vec<u32>,
+    /// Audio embeddings made, and those the decoder has used.
+    n_encoded: usize,
+    n_decoded: usize,
+    n_generated: u64,
+}
+
+impl<S> Segment<S> {
+    pub fn new(shared: &Shared, stream: S, start: u64, delay: Delay) -> Self {
+        let Tokenizer { special, left_pad, .. } = shared.tokenizer;
+        let mut inputs = vec![special.bos];
+        inputs.resize(1 + left_pad + delay.tokens(), special.streaming_pad);
+        Self {
+            stream,
+            mel: MelStream::new(shared.filters.clone(), left_pad * SAMPLES_PER_TOKEN),
+            start,
+            n_fed: 0,
+            padded: false,
+            log_mel: Vec::new(),
+            inputs,
+            n_encoded: 0,
+            n_decoded: 0,
+            n_generated: 0,
+        }
+    }
+
+    /// Index in the session of the first sample not taken yet.
+    fn fed_to(&self) -> u64 {
+        self.start + self.n_fed as u64
+    }
+
+    /// Index in the session of the sample that the next generated token speaks of: what came before it has ended.
+    fn next_moment(&self) -> u64 {
+        self.start + (self.n_generated + 1) * SAMPLES_PER_TOKEN as u64
+    }
+}
+
+/// One stream being transcribed.
+pub struct Session<B: Backend> {
+    shared: Arc<Shared>,
+    segment: Segment<B::Stream>,
+    delay: Delay,
+    interval: usize,
+    cutoff: Option<f32>,
+    /// Samples from `samples_start` on: those not taken yet, and those that a restart would begin with.
+    pub(super) samples: VecDeque<f32>,
+    samples_start: u64,
+    n_pushed: u64,
+    /// Samples before this index are worked on without waiting for an interval's worth.
+    flush_to: u64,
+    finished: bool,
+    ended: bool,
+    text: Utf8Joiner,
+    events: VecDeque<Event>,
+}
+
+impl<B: Backend> Session<B> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        segment: Segment<B::Stream>,
+        delay: Delay,
+        options: &SessionOptions,
+    ) -> Result<Self> {
+        let interval = options.interval.as_secs_f64() * f64::from(SAMPLE_RATE);
+        if let Some(cutoff) = options.alternatives.filter(|c| !(0.0..=1.0).contains(c)) {
+            return Err(Error::InvalidOption(format!("alternatives cutoff {cutoff}: expected 0 to 1")));
+        }
+        Ok(Self {
+            shared,
+            segment,
+            delay,
+            interval: (interval as usize).clamp(1, MAX_SLICE),
+            cutoff: options.alternatives,
+            samples: VecDeque::new(),
+            samples_start: 0,
+            n_pushed: 0,
+            flush_to: 0,
+            finished: false,
+            ended: false,
+            text: Utf8Joiner::default(),
+            events: VecDeque::new(),
+        })
+    }
+
+    /// Appends mono samples at 16 kHz, in -1..1.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSample`] for samples that are no sound (the ones before are taken), [`Error::InvalidOption`]
+    /// after [`finish`](Self::finish).
+    pub fn push(&mut self, samples: &[f32]) -> Result<()> {
+        if self.finished {
+            return Err(Error::InvalidOption("samples pushed into a finished session".into()));
+        }
+        let checked = check_samples(samples, self.n_pushed);
+        let n_good = match checked {
+            Err(Error::InvalidSample { index, .. }) => (index - self.n_pushed) as usize,
+            _ => samples.len(),
+        };
+        self.samples.extend(&samples[..n_good]);
+        self.n_pushed += n_good as u64;
+        checked
+    }
+
+    /// Lets the next [`advance`](super::Engine::advance) work on all samples pushed so far, without waiting for an
+    /// interval's worth. Words of the last `delay` need the audio behind them and come later, so the text is the same.
+    pub fn flush(&mut self) {
+        self.flush_to = self.n_pushed;
+    }
+
+    /// Declares the audio complete.
+    pub fn finish(&mut self) {
+        self.finished = true;
+    }
+
+    /// The next thing the session has to say.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Whether all audio is transcribed; events may be waiting.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Samples pushed so far.
+    pub fn n_samples(&self) -> u64 {
+        self.n_pushed
+    }
+
+    /// The model's delay in this session.
+    pub fn delay(&self) -> Delay {
+        self.delay
+    }
+
+    /// The stream and the frames to encode now; none while there is something to decode or audio to wait for.
+    pub(super) fn due_frames(&mut self) -> Option<(&mut B::Stream, &[f32])> {
+        if self.ended {
+            return None;
+        }
+        if self.finished && self.n_pushed == 0 {
+            self.end();
+            return None;
+        }
+        loop {
+            let n_tokens = self.segment.mel.available() / FRAMES_PER_TOKEN;
+            if n_tokens > 0 {
+                let segment = &mut self.segment;
+                segment.log_mel.clear();
+                segment.mel.take(n_tokens * FRAMES_PER_TOKEN, &mut segment.log_mel);
+                segment.n_encoded += n_tokens;
+                return Some((&mut segment.stream, &segment.log_mel));
+            }
+            if !self.feed() {
+                return None;
+            }
+        }
+    }
+
+    /// Gives the segment the next slice of audio, or the silence at the end; whether there was any to give.
+    fn feed(&mut self) -> bool {
+        let segment = &mut self.segment;
+        let pending = (self.n_pushed - segment.fed_to()) as usize;
+        let due = self.finished || pending >= self.interval || segment.fed_to() < self.flush_to;
+        if pending > 0 && due {
+            let n = pending.min(self.interval.max(SAMPLES_PER_TOKEN));
+            let first = (segment.fed_to() - self.samples_start) as usize;
+            let (front, back) = self.samples.as_slices();
+            let split = front.len();
+            segment.mel.push(&front[first.min(split)..(first + n).min(split)]);
+            segment.mel.push(&back[first.saturating_sub(split)..(first + n).saturating_sub(split)]);
+            segment.n_fed += n;
+            self.forget();
+            true
+        } else if pending == 0 && self.finished && !segment.padded {
+            let to_whole = segment.n_fed.next_multiple_of(SAMPLES_PER_TOKEN) - segment.n_fed;
+            segment.mel.push_silence(to_whole + (self.delay.tokens() + RIGHT_PAD) * SAMPLES_PER_TOKEN);
+            segment.padded = true;
+            true
+        } else {
+            false
+        }
+    }
+
+    /// Drops samples that neither the segment nor a restart can need any more.
+    fn forget(&mut self) {
+        let keep_from = self.segment.next_moment().min(self.segment.fed_to());
+        if keep_from > self.samples_start {
+            self.samples.drain(..(keep_from - self.samples_start) as usize);
+            self.samples_start = keep_from;
+        }
+    }
+
+    /// The next span to decode, if its audio is encoded.
+    pub(super) fn due_span(&mut self) -> Option<Span<'_, B::Stream>> {
+        let segment = &self.segment;
+        let n = segment.inputs.len();
+        if self.ended {
+            return None;
+        }
+        if segment.n_encoded - segment.n_decoded < n {
+            if segment.padded && segment.mel.available() < FRAMES_PER_TOKEN {
+                self.end();
+            }
+            return None;
+        }
+        let segment = &mut self.segment;
+        segment.n_decoded += n;
+        let n_top = if self.cutoff.is_some() { N_CANDIDATES } else { 1 };
+        let predictions = Vec::with_capacity(1);
+        Some(Span { stream: &mut segment.stream, inputs: &segment.inputs, predict_from: n - 1, n_top, predictions })
+    }
+
+    /// Takes the model's prediction after the last span. Returns the sample to start again from, if it was an EOS with
+    /// audio left.
+    pub(super) fn accept(&mut self, prediction: Prediction) -> Option<u64> {
+        let tokenizer = &self.shared.tokenizer;
+        let moment = self.segment.next_moment();
+        let id = prediction.id;
+        let (text, alternatives) = match tokenizer.bytes(id) {
+            Some(bytes) => {
+                let whole = !self.text.is_pending();
+                let text = self.text.push(bytes);
+                let whole = whole && !self.text.is_pending();
+                let alternatives = self.cutoff.filter(|_| whole).map(|c| alternatives(tokenizer, &prediction, c));
+                (text, alternatives.unwrap_or_default())
+            }
+            None if id == tokenizer.special.eos => (self.text.finish(), Vec::new()),
+            None => (String::new(), Vec::new()),
+        };
+        self.events.push_back(Event::Token(Token { id, time_ms: to_ms(moment), text, alternatives }));
+        self.segment.n_generated += 1;
+        self.segment.inputs.clear();
+        self.segment.inputs.push(id);
+        if id != tokenizer.special.eos {
+            return None;
+        }
+        if moment < self.n_pushed {
+            return Some(moment);
+        }
+        self.end();
+        None
+    }
+
+    /// Goes on with a clean segment; what had been heard of its audio is worked on at once.
+    pub(super) fn restart(&mut self, segment: Segment<B::Stream>) {
+        self.flush_to = self.flush_to.max(self.segment.fed_to());
+        self.events.push_back(Event::Restart { time_ms: to_ms(segment.start) });
+        self.segment = segment;
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        let text = self.text.finish();
+        self.events.push_back(Event::End { text });
+    }
+}
+
+fn to_ms(sample: u64) -> u64 {
+    sample * 1000 / u64::from(SAMPLE_RATE)
+}
+
+/// The chosen token and the likeliest other texts within the cutoff; nothing if there are none.
+fn alternatives(tokenizer: &Tokenizer, prediction: &Prediction, cutoff: f32) -> Vec<Alternative> {
+    let Some(&(_, best)) = prediction.top.first() else { return Vec::new() };
+    let near = |&(id, p): &(u32, f32)| {
+        let bytes = tokenizer.bytes(id).filter(|_| 1.0 - p / best <= cutoff)?;
+        Some(Alternative { id, text: String::from_utf8_lossy(bytes).into_owned(), probability: p })
+    };
+    let list: Vec<_> = prediction.top.iter().filter_map(near).take(N_ALTERNATIVES).collect();
+    if list.len() > 1 { list } else { Vec::new() }
+}
