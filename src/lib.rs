@@ -8,6 +8,7 @@ pub mod backend;
 pub mod engine;
 mod error;
 pub mod model;
+pub mod output;
 
 pub use engine::{Alternative, Engine, Event, Session, SessionOptions, Stats, Token};
 pub use error::{Error, Result};

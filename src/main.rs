@@ -1,1 +1,7 @@
-fn main(){}
+//! The `voxtral` program. See [`cli`].
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

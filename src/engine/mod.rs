@@ -1,8 +1,9 @@
 //! Sessions over a backend: samples in, tokens and text out.
 //!
 //! [`Engine`] owns the backend; a [`Session`] owns all state of one stream. [`Engine::advance`] does, for any number of
-//! sessions, the work that their samples allow, in rounds: one encoder call with the new frames of all, then decoder
-//! passes with the next span of all. What a session says depends on its samples, the model and the delay alone.
+//! sessions, the work that their samples allow, in rounds: an encoder call with the new frames of those that have nothing
+//! to decode, then a decoder pass with the next span of all. What a session says depends on its samples, the model and
+//! the delay alone.
 //!
 //! ```no_run
 //! use voxtral::backend::{BackendOptions, cpu::Cpu};
@@ -123,16 +124,19 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// When the backend fails. The sessions keep the events from before.
     pub fn advance(&mut self, sessions: &mut [&mut Session<B>]) -> Result<()> {
-        loop {
-            let encoded = self.encode(sessions)?;
-            let mut decoded = false;
-            while self.decode(sessions)? {
-                decoded = true;
-            }
-            if !encoded && !decoded {
-                return Ok(());
-            }
-        }
+        while self.step(sessions)? {}
+        Ok(())
+    }
+
+    /// Does the next round of that work: one encoder call for the sessions that have nothing to decode, and one decoder
+    /// pass. `false` when there was nothing to do.
+    ///
+    /// # Errors
+    /// As for [`advance`](Self::advance).
+    pub fn step(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
+        let encoded = self.encode(sessions)?;
+        let decoded = self.decode(sessions)?;
+        Ok(encoded || decoded)
     }
 
     /// One encoder call with the frames that are due; whether there were any.

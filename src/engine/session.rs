@@ -119,6 +119,11 @@ impl<S> Segment<S> {
         }
     }
 
+    /// Whether the audio of the next span is encoded.
+    fn has_span(&self) -> bool {
+        self.n_encoded - self.n_decoded >= self.inputs.len()
+    }
+
     /// Index in the session of the first sample not taken yet.
     fn fed_to(&self) -> u64 {
         self.start + self.n_fed as u64
@@ -229,7 +234,7 @@ impl<B: Backend> Session<B> {
 
     /// The stream and the frames to encode now; none while there is something to decode or audio to wait for.
     pub(super) fn due_frames(&mut self) -> Option<(&mut B::Stream, &[f32])> {
-        if self.ended {
+        if self.ended || self.segment.has_span() {
             return None;
         }
         if self.finished && self.n_pushed == 0 {
@@ -292,7 +297,7 @@ impl<B: Backend> Session<B> {
         if self.ended {
             return None;
         }
-        if segment.n_encoded - segment.n_decoded < n {
+        if !segment.has_span() {
             if segment.padded && segment.mel.available() < FRAMES_PER_TOKEN {
                 self.end();
             }

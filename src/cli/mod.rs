@@ -1,0 +1,186 @@
+//! The program: one engine, inputs one after the other, text to stdout as it is recognised.
+
+mod input;
+mod options;
+mod report;
+
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
+use voxtral::backend::Backend;
+use voxtral::backend::cpu::Cpu;
+use voxtral::output::TranscriptWriter;
+use voxtral::{Engine, Event, Model, Session};
+
+use self::input::PcmStream;
+use self::options::{Device, Input, Options, Verbosity};
+use self::report::{Progress, monitor, monitor_restart, print_timings, say};
+
+const FAILED: u8 = 1;
+const INTERRUPTED: u8 = 130;
+/// How long to wait for audio before looking whether the user wants to stop.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let options = Options::from_process();
+    start_logging(options.verbosity);
+    let interrupted = Arc::new(AtomicBool::new(false));
+    if let Err(error) = stop_on_interrupt(interrupted.clone()) {
+        tracing::warn!("cannot catch Ctrl-C: {error}");
+    }
+    let result = match options.device {
+        Device::Auto | Device::Cpu => run::<Cpu>(&options, &interrupted),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            report_error(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn start_logging(verbosity: Verbosity) {
+    let level = match verbosity {
+        Verbosity::Silent => LevelFilter::ERROR,
+        Verbosity::Normal => LevelFilter::WARN,
+        Verbosity::Debug => LevelFilter::DEBUG,
+    };
+    // the decoders of other crates report through tracing what we report as errors
+    let ours = Targets::new().with_target("voxtral", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).without_time().with_filter(ours);
+    tracing_subscriber::registry().with(lines).init();
+}
+
+/// The first interrupt ends transcription after what has been heard, the second the process.
+fn stop_on_interrupt(interrupted: Arc<AtomicBool>) -> Result<(), ctrlc::Error> {
+    ctrlc::set_handler(move || {
+        if interrupted.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    })
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
+}
+
+fn report_error(error: &anyhow::Error) {
+    say(format_args!("voxtral: {error:#}\n"));
+}
+
+/// Transcribes all inputs; the exit code.
+fn run<B: Backend>(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<u8> {
+    let start = Instant::now();
+    let model = Model::open(&options.model).context("cannot load the model")?;
+    let mut engine = Engine::<B>::load(model, &options.backend).context("cannot load the model")?;
+    let load = start.elapsed();
+    tracing::debug!(?load, "model loaded");
+    if options.print_timings {
+        say(format_args!("Model load: {} ms\n", load.as_millis()));
+    }
+
+    let mut code = 0;
+    for input in &options.inputs {
+        if options.inputs.len() > 1 && options.verbosity != Verbosity::Silent {
+            say(format_args!("{}:\n", input.name()));
+        }
+        match transcribe(&mut engine, input, options, interrupted) {
+            Ok(()) => {}
+            Err(error) if is_broken_pipe(&error) => return Err(error),
+            Err(error) => {
+                report_error(&error.context(input.name()));
+                code = FAILED;
+            }
+        }
+        if interrupted.load(Ordering::Relaxed) {
+            // stopping a live stream is how it ends; stopping work on files leaves some undone
+            return Ok(if *input == Input::Stdin { code } else { INTERRUPTED });
+        }
+    }
+    Ok(code)
+}
+
+/// Transcribes one input. An error in its audio is returned after what was heard before it is written.
+fn transcribe<B: Backend>(
+    engine: &mut Engine<B>,
+    input: &Input,
+    options: &Options,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let before = engine.stats();
+    let mut pcm = PcmStream::open(input, options.raw)?;
+    let mut session = engine.open(&options.session)?;
+    let mut writer = TranscriptWriter::new(io::stdout(), options.style);
+    let mut progress = Progress::start(options.verbosity, pcm.duration());
+
+    let mut samples = Vec::new();
+    let mut heard = Ok(());
+    while heard.is_ok() && !session.is_ended() {
+        samples.clear();
+        let more = if interrupted.load(Ordering::Relaxed) { Ok(false) } else { pcm.read(&mut samples, POLL) };
+        heard = more.and_then(|more| {
+            session.push(&samples)?;
+            if !more {
+                session.finish();
+            }
+            Ok(())
+        });
+        if heard.is_err() {
+            session.finish();
+        }
+        loop {
+            let stats = engine.stats();
+            let worked = engine.step(&mut [&mut session])?;
+            if options.monitor {
+                monitor(engine.stats() - stats);
+            }
+            write_events(&mut session, &mut writer, options.monitor)?;
+            if !worked {
+                break;
+            }
+        }
+        progress.show(session.n_samples(), start.elapsed());
+    }
+    progress.clear();
+    let n_samples = session.n_samples();
+    if n_samples > 0 {
+        writer.finish()?;
+    }
+    let wall = start.elapsed();
+    tracing::debug!(n_samples, ?wall, "transcribed");
+    if options.print_timings {
+        print_timings(engine.stats() - before, n_samples, wall, engine.decoder_bytes());
+    }
+    heard?;
+    if n_samples == 0 && !interrupted.load(Ordering::Relaxed) {
+        anyhow::bail!("no audio in it");
+    }
+    Ok(())
+}
+
+fn write_events<B: Backend>(
+    session: &mut Session<B>,
+    writer: &mut TranscriptWriter<impl Write>,
+    monitored: bool,
+) -> io::Result<()> {
+    while let Some(event) = session.next_event() {
+        if let Event::Restart { time_ms } = event {
+            tracing::debug!(time_ms, "EOS with audio left: starting afresh");
+            if monitored {
+                monitor_restart();
+            }
+        }
+        writer.event(&event)?;
+    }
+    Ok(())
+}

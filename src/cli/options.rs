@@ -1,0 +1,267 @@
+//! Arguments and environment to typed options; no other file reads either.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use voxtral::backend::BackendOptions;
+use voxtral::output::Style;
+use voxtral::{Delay, SessionOptions};
+
+const AFTER_HELP: &str = "\
+Environment:
+  VOX_MODEL          Model directory, where -d is not given
+  VOX_PRINT_TIMINGS  1: print how long loading, encoder and decoder took, to stderr
+
+Exit status: 0 all well, 1 some input failed (the others are done), 2 wrong usage, 130 interrupted.
+
+Examples:
+  voxtral -d voxtral-model talk.mp3
+  voxtral -d voxtral-model *.wav > all.txt
+  ffmpeg -i URL -f s16le -ar 16000 -ac 1 - | voxtral -d voxtral-model --stdin -I 0.5";
+
+/// Streaming speech-to-text with Mistral's Voxtral Realtime model.
+///
+/// Text goes to stdout as it is recognised, everything else to stderr.
+#[derive(Parser, Debug)]
+#[command(version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("VOX_COMMIT"), ")"), after_help = AFTER_HELP)]
+struct Arguments {
+    /// Model directory: params.json, tekken.json and consolidated.safetensors
+    #[arg(short = 'd', long, value_name = "DIR", env = "VOX_MODEL", hide_env = true)]
+    model: PathBuf,
+
+    /// Audio file; may be repeated. WAV, MP3, FLAC, Ogg, Opus, M4A, AIFF, CAF, MKV, WebM; - is stdin
+    #[arg(short = 'i', long = "input", value_name = "FILE")]
+    input: Vec<PathBuf>,
+
+    /// More audio files
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+
+    /// Read audio from stdin: any format above, or raw s16le 16 kHz mono
+    #[arg(long, conflicts_with_all = ["input", "files"])]
+    stdin: bool,
+
+    /// Take the input for raw s16le 16 kHz mono, whatever it looks like
+    #[arg(long)]
+    raw: bool,
+
+    /// Audio gathered before it is worked on: less is more responsive, more is faster. The text is the same
+    #[arg(short = 'I', long, value_name = "SECS", default_value = "2.0", value_parser = interval)]
+    interval: Duration,
+
+    /// How far the model's text lags its audio, 80 to 2400: more is more accurate [default: the model's, 480]
+    #[arg(long, value_name = "MS", value_parser = delay)]
+    delay: Option<Delay>,
+
+    /// Show alternatives inline, like [this|that], where 1 - p/p_best is at most this (0 to 1)
+    #[arg(long, value_name = "CUTOFF", value_parser = cutoff, conflicts_with = "tokens")]
+    alt: Option<f32>,
+
+    /// Print token ids instead of text, special ones included, one line per input
+    #[arg(long)]
+    tokens: bool,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    device: Device,
+
+    /// CPU threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Tell what happens, to stderr
+    #[arg(long)]
+    debug: bool,
+
+    /// Nothing but errors on stderr
+    #[arg(long, conflicts_with = "debug")]
+    silent: bool,
+
+    /// Show work as symbols on stderr: ▶ encoder, · decoder pass, ▪ one slower than real time, ↺ fresh start
+    #[arg(long)]
+    monitor: bool,
+}
+
+/// A device to run on.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    Auto,
+    Cpu,
+}
+
+/// How much is said on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    Silent,
+    Normal,
+    Debug,
+}
+
+/// Something to transcribe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    File(PathBuf),
+    Stdin,
+}
+
+/// Everything that the user can choose.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub model: PathBuf,
+    pub inputs: Vec<Input>,
+    pub raw: bool,
+    pub session: SessionOptions,
+    pub style: Style,
+    pub device: Device,
+    pub backend: BackendOptions,
+    pub verbosity: Verbosity,
+    pub monitor: bool,
+    pub print_timings: bool,
+}
+
+impl Options {
+    /// From the process's arguments and environment. Wrong usage ends the process with status 2, `--help` with 0.
+    pub fn from_process() -> Self {
+        Self::parse(std::env::args_os(), |name| std::env::var_os(name)).unwrap_or_else(|e| e.exit())
+    }
+
+    fn parse(
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, clap::Error> {
+        let a = Arguments::try_parse_from(arguments)?;
+        let file = |path: PathBuf| if path.as_os_str() == "-" { Input::Stdin } else { Input::File(path) };
+        let mut inputs: Vec<_> = a.input.into_iter().chain(a.files).map(file).collect();
+        if a.stdin {
+            inputs.push(Input::Stdin);
+        }
+        let usage = |text: &str| {
+            use clap::CommandFactory as _;
+            Arguments::command().error(clap::error::ErrorKind::MissingRequiredArgument, text)
+        };
+        if inputs.is_empty() {
+            return Err(usage("nothing to transcribe: name audio files, or use --stdin"));
+        }
+        if inputs.iter().filter(|input| **input == Input::Stdin).count() > 1 {
+            return Err(usage("stdin can be read only once"));
+        }
+        Ok(Self {
+            model: a.model,
+            inputs,
+            raw: a.raw,
+            session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt },
+            style: if a.tokens { Style::TokenIds } else { Style::Text },
+            device: a.device,
+            backend: BackendOptions { threads: a.threads.map(usize::from) },
+            verbosity: match (a.silent, a.debug) {
+                (true, _) => Verbosity::Silent,
+                (_, true) => Verbosity::Debug,
+                _ => Verbosity::Normal,
+            },
+            monitor: a.monitor,
+            print_timings: environment("VOX_PRINT_TIMINGS").is_some_and(|value| is_on(&value)),
+        })
+    }
+}
+
+/// Knobs are off when empty or starting with `0`, as in the C implementation.
+fn is_on(value: &OsString) -> bool {
+    !matches!(value.as_encoded_bytes(), [] | [b'0', ..])
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "not a number".to_owned())
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds = number(text)?;
+    if seconds > 0.0 && seconds <= 3600.0 {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("expected a positive number of seconds, at most 3600".into())
+    }
+}
+
+fn delay(text: &str) -> Result<Delay, String> {
+    let ms = number(text)?;
+    if ms < 80.0 {
+        return Err("expected 80 to 2400".into());
+    }
+    Delay::from_ms(ms).map_err(|_| "expected 80 to 2400".into())
+}
+
+fn cutoff(text: &str) -> Result<f32, String> {
+    let cutoff = number(text)? as f32;
+    if (0.0..=1.0).contains(&cutoff) { Ok(cutoff) } else { Err("expected 0 to 1".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str, environment: &[(&str, &str)]) -> Result<Options, clap::Error> {
+        let arguments = std::iter::once("voxtral").chain(line.split_whitespace()).map(OsString::from);
+        Options::parse(arguments, |name| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v)))
+    }
+
+    #[test]
+    fn defaults() {
+        let o = parse("-d m -i a.wav b.wav", &[]).unwrap();
+        assert_eq!(o.inputs, ["a.wav", "b.wav"].map(|f| Input::File(f.into())));
+        assert_eq!((o.session.interval, o.session.delay), (Duration::from_secs(2), None));
+        assert_eq!((o.style, o.device, o.verbosity), (Style::Text, Device::Auto, Verbosity::Normal));
+        assert!(!o.print_timings && !o.raw && !o.monitor);
+    }
+
+    #[test]
+    fn values() {
+        let o = parse("-d m --stdin --raw -I 0.08 --delay 2400 --threads 3 --tokens --device cpu --silent", &[]).unwrap();
+        assert_eq!((o.inputs, o.raw), (vec![Input::Stdin], true));
+        assert_eq!((o.session.interval, o.session.delay.unwrap().tokens()), (Duration::from_millis(80), 30));
+        assert_eq!((o.backend.threads, o.style), (Some(3), Style::TokenIds));
+        assert_eq!(parse("-d m -i -", &[]).unwrap().inputs, [Input::Stdin]);
+        assert_eq!(parse("-d m a --alt 0.5", &[]).unwrap().session.alternatives, Some(0.5));
+    }
+
+    #[test]
+    fn knobs_are_off_when_empty_or_zero() {
+        let timings = |value| parse("-d m a", &[("VOX_PRINT_TIMINGS", value)]).unwrap().print_timings;
+        assert_eq!(["1", "yes", "0", "", "00"].map(timings), [true, true, false, false, false]);
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            "-d m",
+            "-d m a --stdin",
+            "-d m - -",
+            "-d m a -I 0",
+            "-d m a -I nan",
+            "-d m a --delay 79",
+            "-d m a --delay 2401",
+            "-d m a --alt 1.1",
+            "-d m a --alt 0.5 --tokens",
+            "-d m a --threads 0",
+            "-d m a --device tpu",
+            "-d m a --nonsense",
+            "-d m a --silent --debug",
+        ] {
+            assert_eq!(parse(line, &[]).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_environment_is_read_here_only() {
+        let mut rest = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+        while let Some(path) = rest.pop() {
+            if path.is_dir() {
+                rest.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            } else if !path.ends_with("cli/options.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                assert!(!text.contains("env::var"), "{} reads the environment", path.display());
+            }
+        }
+    }
+}

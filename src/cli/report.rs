@@ -1,0 +1,89 @@
+//! What is said on stderr about the work: timings, symbols, a progress line.
+
+use std::fmt::Arguments;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use voxtral::Stats;
+use voxtral::audio::SAMPLE_RATE;
+
+use super::options::Verbosity;
+
+/// A pass slower than the 80 ms that its token stands for cannot keep up with live audio.
+const REAL_TIME: Duration = Duration::from_millis(80);
+
+/// Writes to stderr. It may be closed; there is nobody left to tell then.
+pub fn say(text: Arguments<'_>) {
+    let _ = io::stderr().write_fmt(text);
+}
+
+/// Prints the lines that users of the C implementation know, then ours.
+pub fn print_timings(stats: Stats, n_samples: u64, wall: Duration, decoder_bytes: u64) {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let steps = stats.n_passes - stats.n_prefills;
+    let per_step = ms(stats.decoder - stats.prefill) / steps.max(1) as f64;
+    let seconds = n_samples as f64 / f64::from(SAMPLE_RATE);
+    let bandwidth = (stats.n_passes * decoder_bytes) as f64 / stats.decoder.as_secs_f64().max(1e-9) / 1e9;
+    say(format_args!(
+        "Encoder: {} mel -> {} tokens ({:.0} ms)\n\
+         Decoder: {} text tokens ({} steps) in {:.0} ms (prefill {:.0} ms + {per_step:.1} ms/step)\n\
+         Wall transcribe: {:.0} ms\n\
+         Speed: {:.2} xRT, {} passes, {bandwidth:.1} GB/s of weights\n",
+        stats.n_frames,
+        stats.n_embeddings,
+        ms(stats.encoder),
+        stats.n_text_tokens,
+        stats.n_tokens,
+        ms(stats.decoder),
+        ms(stats.prefill),
+        ms(wall),
+        seconds / wall.as_secs_f64().max(1e-9),
+        stats.n_passes,
+    ));
+}
+
+/// Shows work as symbols.
+pub fn monitor(stats: Stats) {
+    let slow = stats.decoder > REAL_TIME * stats.n_passes as u32;
+    let encoder = if stats.n_frames > 0 { "▶" } else { "" };
+    let passes = if slow { "▪" } else { "·" }.repeat(stats.n_passes as usize);
+    say(format_args!("{encoder}{passes}"));
+}
+
+/// Shows a fresh start.
+pub fn monitor_restart() {
+    say(format_args!("↺"));
+}
+
+/// A progress line, where stderr is a terminal and the text isn't written to one: there it is progress enough.
+pub struct Progress(ProgressBar);
+
+impl Progress {
+    /// For an input that claims to be so many seconds long.
+    pub fn start(verbosity: Verbosity, seconds: Option<f64>) -> Self {
+        let shown = verbosity == Verbosity::Normal && io::stderr().is_terminal() && !io::stdout().is_terminal();
+        if !shown {
+            return Self(ProgressBar::hidden());
+        }
+        let (template, length) = match seconds {
+            Some(seconds) => ("{bar:30} {percent:>3}%  {msg}", Some(seconds as u64)),
+            None => ("{msg}", None),
+        };
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style))
+    }
+
+    /// Samples transcribed so far, in this time.
+    pub fn show(&mut self, n_samples: u64, time: Duration) {
+        let seconds = n_samples as f64 / f64::from(SAMPLE_RATE);
+        self.0.set_position(seconds as u64);
+        let speed = seconds / time.as_secs_f64().max(1e-9);
+        self.0.set_message(format!("{:.0} s of audio, {speed:.1} xRT", seconds));
+    }
+
+    /// Removes the line.
+    pub fn clear(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
