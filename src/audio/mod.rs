@@ -1,6 +1,14 @@
 //! From any audio file or stream to mono 16 kHz samples ([`AudioReader`]) and on to log-mel frames ([`mel`]).
 
+mod container;
+mod detect;
 pub mod mel;
+mod opus;
+mod reader;
+mod resample;
+mod wav;
+
+pub use reader::AudioReader;
 
 /// Samples per second of everything behind [`AudioReader`].
 pub const SAMPLE_RATE: u32 = 16_000;
