@@ -15,7 +15,7 @@ use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::meta::MetadataOptions;
 use symphonia::core::packet::Packet;
 use symphonia::core::units::Duration;
-use symphonia::default::{formats, get_codecs, meta};
+use symphonia::default::{formats, get_codecs};
 
 use super::SAMPLE_RATE;
 use super::detect::Format;
@@ -23,9 +23,6 @@ use super::opus::{CLOCK_RATE, Opus};
 use super::resample::check_rate;
 use super::wav::{ends_early, mean};
 use crate::{Error, Result};
-
-/// Bytes that may lie between a tag and the audio it belongs to.
-const MAX_GAP_AFTER_TAG: u32 = 64 * 1024;
 
 /// Seconds that a stream may be shorter than its header says before that is an error; encoders round.
 const TOLERANCE: f64 = 0.1;
@@ -343,17 +340,10 @@ impl Decoder {
 
 /// A prober for one format alone: damaged files of one format must not be searched for another.
 fn probe_of(format: Format) -> Probe {
-    let gap = if format == Format::Tagged { MAX_GAP_AFTER_TAG } else { 16 };
-    let mut probe = Probe::new_with_options(&ProbeOptions { max_probe_depth: gap, ..Default::default() });
+    let mut probe = Probe::new_with_options(&ProbeOptions { max_probe_depth: 16, ..Default::default() });
     match format {
         Format::Wav => probe.register_format::<formats::WavReader<'_>>(),
-        Format::Tagged => {
-            probe.register_metadata::<meta::Id3v2Reader<'_>>();
-            probe.register_format::<formats::FlacReader<'_>>();
-            probe.register_format::<formats::AdtsReader<'_>>();
-            probe.register_format::<formats::MpaReader<'_>>();
-        }
-        Format::Frames => {
+        Format::Tagged | Format::Frames => {
             probe.register_format::<formats::AdtsReader<'_>>();
             probe.register_format::<formats::MpaReader<'_>>();
         }
@@ -378,10 +368,9 @@ fn open_error(fault: Fault, format: Format, seekable: bool) -> Error {
         Fault::Unsupported(text) if text.contains("moov") => Error::UnsupportedAudio(
             "an MP4 stream with its index (moov) at the end; pass it as a file, not through a pipe".into(),
         ),
-        Fault::Unsupported(text) if text.contains("no suitable format reader") => Error::UnknownAudio(match format {
-            Format::Tagged => "an ID3 tag without MP3, AAC or FLAC after it".into(),
-            _ => format!("{name} signature, but nothing of that format after it"),
-        }),
+        Fault::Unsupported(text) if text.contains("no suitable format reader") => {
+            Error::DamagedAudio(format!("a signature of {name}, but nothing of that format after it"))
+        }
         Fault::Unsupported(_) => Error::UnsupportedAudio(words(&fault)),
         fault => Error::DamagedAudio(words(&fault)),
     }

@@ -10,6 +10,9 @@ pub(super) const SIGNATURE_LEN: usize = 12;
 /// Bytes that [`frames_start`] wants to see.
 pub(super) const SCAN_LEN: usize = 64 * 1024;
 
+/// Bytes that [`id3_len`] wants to see.
+pub(super) const ID3_HEADER_LEN: usize = 10;
+
 /// Frames in a row that prove an MPEG stream that starts after something else, like the end of a cut frame.
 const PROOF_FRAMES: usize = 4;
 
@@ -70,6 +73,13 @@ pub(super) fn by_signature(head: &[u8]) -> Option<Format> {
     } else {
         None
     }
+}
+
+/// The bytes of an ID3v2 tag after its first [`ID3_HEADER_LEN`] bytes.
+pub(super) fn id3_len(header: &[u8; ID3_HEADER_LEN]) -> Option<u64> {
+    let [b'I', b'D', b'3', _, _, flags, size @ ..] = header else { return None };
+    let footer = if flags & 0x10 != 0 { 10 } else { 0 };
+    Some(size.iter().fold(0, |len, byte| len << 7 | u64::from(byte & 0x7f)) + footer)
 }
 
 /// Where a run of MPEG audio or ADTS frames starts. `whole`: the file has no bytes after `head`.

@@ -4,7 +4,7 @@
 //! alone, not on how they arrived; all that can be decoded is delivered before an error is.
 
 use std::fs::File;
-use std::io::{Cursor, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{Cursor, ErrorKind, Read, Seek};
 use std::path::Path;
 
 use symphonia::core::io::{MediaSource, ReadOnlySource};
@@ -66,7 +66,7 @@ impl AudioReader {
         if kind.is_dir() {
             return Err(io(ErrorKind::IsADirectory.into()));
         }
-        let mut head = read_head(&mut file, detect::SIGNATURE_LEN).map_err(io)?;
+        let head = read_head(&mut file, detect::SIGNATURE_LEN).map_err(io)?;
         let format = detect::by_signature(&head);
         if let Some(format) = format {
             if kind.is_file() {
@@ -76,17 +76,11 @@ impl AudioReader {
             return Self::with_format(Input::Stream(Box::new(Cursor::new(head).chain(file))), format);
         }
         // No signature: MPEG frames, or nothing known.
-        head.extend(read_head(&mut file, detect::SCAN_LEN - head.len()).map_err(io)?);
-        let whole = head.len() < detect::SCAN_LEN;
-        let Some(start) = detect::frames_start(&head, whole) else {
-            return Err(Error::UnknownAudio(detect::describe_unknown(&head)));
-        };
-        if kind.is_file() {
-            file.seek(SeekFrom::Start(start as u64)).map_err(io)?;
-            return Self::with_format(Input::Stream(Box::new(file)), Format::Frames);
-        }
-        let head = head.split_off(start);
-        Self::with_format(Input::Stream(Box::new(Cursor::new(head).chain(file))), Format::Frames)
+        let bytes = Box::new(Cursor::new(head).chain(file));
+        Self::frames(bytes).map_err(|error| match error {
+            Error::AudioIo(source) => io(source),
+            error => error,
+        })
     }
 
     /// Reads a stream that can't seek, like standard input: a known format if it starts with its signature, else raw
@@ -129,14 +123,41 @@ impl AudioReader {
                     Source::container(Container::open(Box::new(ReadOnlySource::new(bytes)), format)?)
                 }
             },
-            // Of a file that can seek, symphonia would guess the length, and cut the audio there.
-            Format::Tagged | Format::Frames => {
-                Source::container(Container::open(Input::Stream(input.into_bytes()).into_source(), format)?)
-            }
+            Format::Tagged => return Self::tagged(input.into_bytes()),
             _ => Source::container(Container::open(input.into_source(), format)?),
         };
         let resampler = Resampler::new(source.rate())?;
         Ok(Self { source, resampler, block: Vec::new(), end: End::NotYet, description })
+    }
+
+    /// Skips ID3v2 tags, and opens what they belong to.
+    fn tagged(mut bytes: Bytes) -> Result<Self> {
+        loop {
+            let header = read_head(&mut bytes, detect::ID3_HEADER_LEN).map_err(Error::AudioIo)?;
+            let tag_len = header.as_slice().try_into().ok().and_then(detect::id3_len);
+            let Some(tag_len) = tag_len else {
+                return Self::frames(Box::new(Cursor::new(header).chain(bytes)));
+            };
+            let skipped = std::io::copy(&mut (&mut bytes).take(tag_len), &mut std::io::sink());
+            if skipped.map_err(Error::AudioIo)? < tag_len {
+                return Err(Error::DamagedAudio("the file ends within its ID3 tag".into()));
+            }
+        }
+    }
+
+    /// Opens MPEG audio, ADTS, or tagged FLAC, not as a file that can seek: of that, symphonia would guess the length
+    /// from the first frame's bit rate, and cut the audio there.
+    fn frames(mut bytes: Bytes) -> Result<Self> {
+        let mut head = read_head(&mut bytes, detect::SCAN_LEN).map_err(Error::AudioIo)?;
+        let (format, start) = match detect::by_signature(&head) {
+            Some(format @ Format::Flac) => (format, 0),
+            _ => match detect::frames_start(&head, head.len() < detect::SCAN_LEN) {
+                Some(start) => (Format::Frames, start),
+                None => return Err(Error::UnknownAudio(detect::describe_unknown(&head))),
+            },
+        };
+        let head = head.split_off(start);
+        Self::with_format(Input::Stream(Box::new(Cursor::new(head).chain(bytes))), format)
     }
 
     /// Appends the next samples, at most about a second, and returns their number; 0 at the end. Of a live stream
