@@ -68,7 +68,8 @@ fn snr(got: &[f32], lag: i64) -> f64 {
 
 #[test]
 fn measure() {
-    let mut names: Vec<_> = std::fs::read_dir(fixture("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> =
+        std::fs::read_dir(fixture("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     for name in names {
         match AudioReader::open(&fixture(&name)) {
@@ -77,9 +78,73 @@ fn measure() {
                 let (d, desc) = (r.duration(), r.description().to_owned());
                 let (s, e) = drain(r);
                 let best = (-100..3000).max_by(|a, b| snr(&s, *a).total_cmp(&snr(&s, *b))).unwrap();
-                println!("{name:18} {desc}; {d:?}; n={} snr0={:.1} best lag {best} snr {:.1} {e:?}", s.len(), snr(&s, 0), snr(&s, best));
+                println!(
+                    "{name:18} {desc}; {d:?}; n={} snr0={:.1} best lag {best} snr {:.1} {e:?}",
+                    s.len(),
+                    snr(&s, 0),
+                    snr(&s, best)
+                );
                 let st = decode_stream(bytes_of(&name));
-                match st { Err(e) => println!("    stream ERR {e}"), Ok((s2, e)) => println!("    stream same={} n={} {e:?}", s2 == s, s2.len()) }
+                match st {
+                    Err(e) => println!("    stream ERR {e}"),
+                    Ok((s2, e)) => println!("    stream same={} n={} {e:?}", s2 == s, s2.len()),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fuzz() {
+    let mut seed = 1_u64;
+    let mut random = move |below: usize| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) as usize % below
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut names: Vec<_> = std::fs::read_dir(fixture(""))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n != "make.sh")
+        .collect();
+    names.sort();
+    for name in names {
+        let original = bytes_of(&name);
+        for round in 0..40 {
+            let mut bytes = original.clone();
+            if round % 2 == 0 {
+                bytes.truncate(random(original.len()));
+            }
+            if round % 4 != 0 && !bytes.is_empty() {
+                for _ in 0..1 + random(8) {
+                    let at = if round % 3 == 0 { random(bytes.len().min(200)) } else { random(bytes.len()) };
+                    bytes[at] = random(256) as u8;
+                }
+            }
+            let path = dir.path().join("damaged");
+            std::fs::write(&path, &bytes).unwrap();
+            let t = std::time::Instant::now();
+            let r = std::panic::catch_unwind(|| AudioReader::open(&path).map(drain));
+            let r2 = std::panic::catch_unwind(|| decode_stream(bytes.clone()));
+            if r.is_err() || r2.is_err() {
+                std::fs::write(format!("/tmp/fuzz/{name}.{round}"), &bytes).unwrap();
+                println!("PANIC {name} {round}");
+            }
+            if t.elapsed().as_millis() > 300 {
+                std::fs::write(format!("/tmp/fuzz/slow-{name}.{round}"), &bytes).unwrap();
+                println!("SLOW {name} {round} {:?}", t.elapsed());
+            }
+            if round % 4 == 0
+                && let Ok(r) = r
+                && let Ok(r2) = r2
+            {
+                let show = |r: Result<(Vec<f32>, Option<Error>), Error>| match r {
+                    Err(e) => format!("ERR {e}"),
+                    Ok((s, e)) => format!("{} {:?}", s.len(), e.map(|e| e.to_string())),
+                };
+                if round < 12 {
+                    println!("{name} cut {}/{}: {} | {}", bytes.len(), original.len(), show(r), show(r2));
+                }
             }
         }
     }

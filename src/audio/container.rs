@@ -24,14 +24,15 @@ use super::resample::check_rate;
 use super::wav::{ends_early, mean};
 use crate::{Error, Result};
 
-/// Seconds that a stream may be shorter than its header says before that is an error; encoders round.
-const TOLERANCE: f64 = 0.1;
+/// Whether all bytes that the header promises were read.
+pub(super) type Complete = Box<dyn Fn() -> bool + Send>;
 
 pub(super) struct Container {
     reader: Box<dyn FormatReader>,
     format: Format,
-    seekable: bool,
     stream: Stream,
+    /// Tells whether the file is there to its end.
+    complete: Complete,
     /// Decoded while opening.
     ready: Vec<f32>,
     /// Interleaved samples of one packet.
@@ -56,6 +57,8 @@ struct Stream {
     held: Vec<f32>,
     max_padding: usize,
     last_frames: usize,
+    /// Samples of silence for packets that could not be decoded, due when one comes that can.
+    silence: usize,
     good_packets: u64,
     /// Seconds, where the header is to be believed.
     promised: Option<f64>,
@@ -67,8 +70,9 @@ enum Decoder {
 }
 
 impl Container {
-    /// Opens the first audio track with a codec that is known, and decodes its first packet.
-    pub(super) fn open(source: Box<dyn MediaSource>, format: Format) -> Result<Self> {
+    /// Opens the first audio track with a codec that is known, and decodes its first packet. `complete` is asked when
+    /// the bytes have ended at a place where more could follow.
+    pub(super) fn open(source: Box<dyn MediaSource>, format: Format, complete: Complete) -> Result<Self> {
         let seekable = source.is_seekable();
         let stream = MediaSourceStream::new(source, Default::default());
         let reader = probe_of(format)
@@ -82,8 +86,8 @@ impl Container {
         let mut container = Self {
             reader,
             format,
-            seekable,
             stream,
+            complete,
             ready: Vec::new(),
             decoded: Vec::new(),
             seconds: 0.0,
@@ -139,26 +143,37 @@ impl Container {
     }
 
     fn end(&self, fault: Option<Fault>) -> Result<usize> {
-        if let Some(Fault::IoError(error)) = fault {
-            if error.kind() != ErrorKind::UnexpectedEof {
-                return Err(Error::AudioIo(error));
+        let short = self.stream.promised.filter(|&promised| self.seconds + self.tolerance() < promised);
+        match fault {
+            Some(Fault::IoError(error)) if error.kind() != ErrorKind::UnexpectedEof => Err(Error::AudioIo(error)),
+            // At the end of a Matroska stream that can't seek, symphonia looks for one more element.
+            Some(Fault::IoError(_)) if self.format == Format::Matroska && (self.complete)() => self.packets_lost(),
+            Some(Fault::IoError(_)) if short.is_none() => {
+                Err(Error::DamagedAudio(format!("the stream is cut off after {:.2} s", self.seconds)))
             }
-            return Err(match self.stream.promised {
-                Some(promised) if self.seconds + TOLERANCE < promised => ends_early(self.seconds, promised),
-                _ => Error::DamagedAudio(format!("the stream is cut off after {:.2} s", self.seconds)),
-            });
+            Some(Fault::IoError(_)) | None if short.is_some() => {
+                Err(ends_early(self.seconds, short.unwrap_or_default()))
+            }
+            Some(fault) => Err(Error::DamagedAudio(format!("after {:.2} s: {}", self.seconds, words(&fault)))),
+            None => self.packets_lost(),
         }
-        if let Some(fault) = fault {
-            return Err(Error::DamagedAudio(format!("after {:.2} s: {fault}", self.seconds)));
+    }
+
+    fn packets_lost(&self) -> Result<usize> {
+        let all = if self.stream.good_packets == 0 { "all " } else { "" };
+        match self.bad_packets {
+            0 => Ok(0),
+            1 => Err(Error::DamagedAudio(format!("{all}1 packet could not be decoded"))),
+            n => Err(Error::DamagedAudio(format!("{all}{n} packets could not be decoded"))),
         }
-        if self.bad_packets > 0 {
-            let of = if self.stream.good_packets == 0 { "all " } else { "" };
-            let packets = if self.bad_packets == 1 { "packet" } else { "packets" };
-            return Err(Error::DamagedAudio(format!("{of}{} {packets} could not be decoded", self.bad_packets)));
-        }
-        match self.stream.promised {
-            Some(promised) if self.seconds + TOLERANCE < promised => Err(ends_early(self.seconds, promised)),
-            _ => Ok(0),
+    }
+
+    /// Seconds that the stream may be shorter than its header says. Lossless formats are exact, others round.
+    fn tolerance(&self) -> f64 {
+        match self.format {
+            Format::Flac | Format::Wav | Format::Aiff | Format::Caf => 1e-4,
+            _ if self.seconds == 0.0 => 0.0,
+            _ => 0.1,
         }
     }
 
@@ -173,8 +188,7 @@ impl Container {
         };
         // Opus has no rate of its own; 48 kHz is what its users know.
         let rate = if matches!(self.stream.decoder, Decoder::Opus(_)) { CLOCK_RATE } else { self.stream.rate };
-        let pipe = if self.seekable || self.format.container().is_none() { "" } else { ", not seekable" };
-        format!("{name}, {rate} Hz, {}{pipe}", channels_in_words(self.stream.channels))
+        format!("{name}, {rate} Hz, {}", channels_in_words(self.stream.channels))
     }
 }
 
@@ -193,10 +207,9 @@ impl Stream {
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
-        Err(refused.unwrap_or_else(|| match reader.tracks().len() {
-            0 => Error::UnsupportedAudio("no audio track of a known codec".into()),
-            n => Error::UnsupportedAudio(format!("no audio track of a known codec among {n} tracks")),
-        }))
+        let unknown = reader.tracks().is_empty() || reader.tracks().iter().any(|track| track.codec_params.is_none());
+        let text = if unknown { "no audio track of a known codec" } else { "no audio track" };
+        Err(refused.unwrap_or_else(|| Error::UnsupportedAudio(text.into())))
     }
 
     fn new(decoder: Decoder, track: &Track, params: &AudioCodecParameters, format: Format) -> Self {
@@ -213,6 +226,7 @@ impl Stream {
             held: Vec::new(),
             max_padding: rate as usize,
             last_frames: 0,
+            silence: 0,
             good_packets: 0,
             promised: None,
             decoder,
@@ -273,14 +287,19 @@ impl Stream {
                 Err(_) => false,
             },
         };
-        if done {
-            self.good_packets += 1;
-        } else {
-            decoded.clear();
-            decoded.resize(self.last_frames * self.channels, 0.0);
+        if !done {
+            self.silence += self.last_frames;
         }
+        if self.silence > 0 && (done || self.silence > self.rate as usize) {
+            out.append(&mut self.held);
+            out.extend(std::iter::repeat_n(0.0, std::mem::take(&mut self.silence)));
+        }
+        if !done {
+            return false;
+        }
+        self.good_packets += 1;
         let frames = decoded.len() / self.channels.max(1);
-        self.last_frames = frames.max(usize::from(!done) * self.last_frames);
+        self.last_frames = frames;
         cut_start = self.samples(cut_start).min(frames as u64);
         cut_end = self.samples(cut_end);
         let delay = self.delay.min(frames as u64);
@@ -296,7 +315,7 @@ impl Stream {
         if self.held.len() > self.max_padding {
             out.append(&mut self.held);
         }
-        done
+        true
     }
 
     /// A time in the packet's ticks in samples.
@@ -361,10 +380,13 @@ fn open_error(fault: Fault, format: Format, seekable: bool) -> Error {
     let name = format.container().unwrap_or("audio");
     match fault {
         Fault::IoError(error) if error.kind() != ErrorKind::UnexpectedEof => Error::AudioIo(error),
-        Fault::IoError(_) => Error::DamagedAudio(format!("the {name} file ends before its audio data")),
         Fault::Unsupported(text) if text.contains("moov") && seekable => {
             Error::DamagedAudio("the MP4 file has no index (moov); it is cut off, or was never finished".into())
         }
+        Fault::IoError(_) if format == Format::Caf && !seekable => {
+            Error::UnsupportedAudio("a CAF stream; pass it as a file, not through a pipe".into())
+        }
+        Fault::IoError(_) => Error::DamagedAudio(format!("the {name} file ends before its audio data")),
         Fault::Unsupported(text) if text.contains("moov") => Error::UnsupportedAudio(
             "an MP4 stream with its index (moov) at the end; pass it as a file, not through a pipe".into(),
         ),

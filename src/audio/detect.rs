@@ -82,6 +82,26 @@ pub(super) fn id3_len(header: &[u8; ID3_HEADER_LEN]) -> Option<u64> {
     Some(size.iter().fold(0, |len, byte| len << 7 | u64::from(byte & 0x7f)) + footer)
 }
 
+/// Bytes that [`matroska_len`] wants to see.
+pub(super) const MATROSKA_HEADER_LEN: usize = 256;
+
+/// The length of a Matroska file, from its EBML header and the head of its segment; `None` if the file doesn't say.
+pub(super) fn matroska_len(head: &[u8]) -> Option<u64> {
+    let (len, rest) = ebml_size(head.get(4..)?)?;
+    let segment = rest.get(usize::try_from(len?).ok()?..)?.strip_prefix(&[0x18, 0x53, 0x80, 0x67])?;
+    let (len, rest) = ebml_size(segment)?;
+    len?.checked_add((head.len() - rest.len()) as u64)
+}
+
+/// An EBML size (RFC 8794 §4), if it is known, and the bytes after it.
+fn ebml_size(bytes: &[u8]) -> Option<(Option<u64>, &[u8])> {
+    let extra = bytes.first()?.leading_zeros() as usize;
+    let (size, rest) = bytes.split_at_checked(extra + 1)?;
+    let mask = 1_u64.checked_shl(7 * (extra as u32 + 1))? - 1;
+    let size = size.iter().fold(0, |size, &byte| size << 8 | u64::from(byte)) & mask;
+    Some(((size != mask).then_some(size), rest))
+}
+
 /// Where a run of MPEG audio or ADTS frames starts. `whole`: the file has no bytes after `head`.
 pub(super) fn frames_start(head: &[u8], whole: bool) -> Option<usize> {
     (0..head.len().saturating_sub(3)).find(|&start| {

@@ -6,10 +6,12 @@
 use std::fs::File;
 use std::io::{Cursor, ErrorKind, Read, Seek};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use symphonia::core::io::{MediaSource, ReadOnlySource};
+use symphonia::core::io::ReadOnlySource;
 
-use super::container::{Container, channels_in_words};
+use super::container::{Complete, Container, channels_in_words};
 use super::detect::{self, Format};
 use super::resample::Resampler;
 use super::wav::{Pcm, Wav};
@@ -112,19 +114,19 @@ impl AudioReader {
 
     fn with_format(input: Input, format: Format) -> Result<Self> {
         let (source, description) = match format {
+            Format::Tagged => return Self::tagged(input.into_bytes()),
             Format::Wav => match Wav::open(input.into_bytes())? {
                 Wav::Pcm(pcm) => {
                     let channels = channels_in_words(pcm.channels.into());
                     let description = format!("WAV, {} Hz, {channels}, {}", pcm.rate, pcm.sample_format());
                     (Source::Pcm(Box::new(pcm)), description)
                 }
-                Wav::Coded { header, data } => {
-                    let bytes = Cursor::new(header).chain(data);
-                    Source::container(Container::open(Box::new(ReadOnlySource::new(bytes)), format)?)
-                }
+                Wav::Coded { header, data } => Source::stream(Box::new(Cursor::new(header).chain(data)), format)?,
             },
-            Format::Tagged => return Self::tagged(input.into_bytes()),
-            _ => Source::container(Container::open(input.into_source(), format)?),
+            _ => match input {
+                Input::Stream(bytes) => Source::stream(bytes, format)?,
+                Input::File(file) => Source::file(file, format)?,
+            },
         };
         let resampler = Resampler::new(source.rate())?;
         Ok(Self { source, resampler, block: Vec::new(), end: End::NotYet, description })
@@ -226,6 +228,34 @@ impl Source {
         (Self::Container(Box::new(container)), description)
     }
 
+    /// A file that can seek. A file that was cut off may fail for what is missing at its end; read from the start, it
+    /// still gives what is there.
+    fn file(file: File, format: Format) -> Result<(Self, String)> {
+        let again = file.try_clone();
+        let seekable = Container::open(Box::new(file), format, Box::new(|| true));
+        match (seekable, again) {
+            (Ok(container), _) => Ok(Self::container(container)),
+            (Err(error), Err(_)) => Err(error),
+            (Err(error), Ok(mut file)) => {
+                file.rewind().map_err(Error::AudioIo)?;
+                Self::stream(Box::new(file), format).map_err(|_| error)
+            }
+        }
+    }
+
+    fn stream(mut bytes: Bytes, format: Format) -> Result<(Self, String)> {
+        let mut complete: Complete = Box::new(|| true);
+        if format == Format::Matroska {
+            let head = read_head(&mut bytes, detect::MATROSKA_HEADER_LEN).map_err(Error::AudioIo)?;
+            let len = detect::matroska_len(&head);
+            let counted = Counted { bytes: Cursor::new(head).chain(bytes), count: Arc::default() };
+            let count = counted.count.clone();
+            complete = Box::new(move || len.is_none_or(|len| len <= count.load(Ordering::Relaxed)));
+            bytes = Box::new(counted);
+        }
+        Container::open(Box::new(ReadOnlySource::new(bytes)), format, complete).map(Self::container)
+    }
+
     fn rate(&self) -> u32 {
         match self {
             Self::Pcm(pcm) => pcm.rate,
@@ -255,12 +285,19 @@ impl Input {
             Self::Stream(bytes) => bytes,
         }
     }
+}
 
-    fn into_source(self) -> Box<dyn MediaSource> {
-        match self {
-            Self::File(file) => Box::new(file),
-            Self::Stream(bytes) => Box::new(ReadOnlySource::new(bytes)),
-        }
+/// Counts the bytes that were read.
+struct Counted<R> {
+    bytes: R,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n_read = self.bytes.read(buffer)?;
+        self.count.fetch_add(n_read as u64, Ordering::Relaxed);
+        Ok(n_read)
     }
 }
 
