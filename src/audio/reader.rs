@@ -301,9 +301,11 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Reads `len` bytes, or all if there are fewer.
+/// Reads `len` bytes, or all if there are fewer. An error after some bytes is for the next read to report.
 fn read_head(reader: &mut impl Read, len: usize) -> std::io::Result<Vec<u8>> {
     let mut head = Vec::new();
-    reader.take(len as u64).read_to_end(&mut head)?;
-    Ok(head)
+    match reader.take(len as u64).read_to_end(&mut head) {
+        Err(error) if head.is_empty() => Err(error),
+        _ => Ok(head),
+    }
 }

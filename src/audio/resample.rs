@@ -18,6 +18,9 @@ pub(super) const RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
 const MIN_BLOCK_IN: u64 = 512;
 const MIN_BLOCK_OUT: u64 = 384;
 
+/// Longest smallest block, in samples, that is doubled to be even.
+const MAX_EVEN_UNIT: u64 = 8192;
+
 /// Resampler of one stream.
 pub(super) struct Resampler {
     rate: u32,
@@ -82,12 +85,13 @@ pub(super) fn check_rate(rate: u32) -> Result<()> {
 
 impl Blocks {
     fn new(rate: u32) -> Result<Self> {
-        // Blocks are multiples of the smallest pair with the exact ratio; even ones have an exact delay. A rate that
-        // shares no factor with 16000 makes that pair a second long, which still costs little.
+        // Blocks are multiples of the smallest pair with the exact ratio. Rates that share no factor with 16000 make that
+        // pair a second long, which still costs little.
         let shared = u64::from(gcd(rate, SAMPLE_RATE));
         let (unit_in, unit_out) = (u64::from(rate) / shared, u64::from(SAMPLE_RATE) / shared);
         let units = MIN_BLOCK_IN.div_ceil(unit_in).max(MIN_BLOCK_OUT.div_ceil(unit_out));
-        let block = unit_in * if unit_in < MIN_BLOCK_IN { units.next_multiple_of(2) } else { units };
+        // The delay is half a block: exact if that is a whole number of samples, else half a sample off.
+        let block = unit_in * if unit_in <= MAX_EVEN_UNIT { units.next_multiple_of(2) } else { units };
         let fft = Fft::new(rate as usize, SAMPLE_RATE as usize, block as usize, 1, FixedSync::Both)
             .map_err(|error| Error::UnsupportedAudio(format!("a sample rate of {rate} Hz: {error}")))?;
         Ok(Self {
