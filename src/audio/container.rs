@@ -1,27 +1,22 @@
-//! Every format but plain WAV: symphonia takes the container apart and decodes; Opus packets go to [`Opus`].
+//! Every format but plain WAV: symphonia takes the container apart, [`super::track`] decodes what is in it.
 //!
-//! In: bytes in a format that [`super::detect`] found. Out: mono samples at the track's rate, mean of all channels,
-//! without the encoder's delay and padding where the container tells them. A packet that can't be decoded becomes
-//! silence of the last packet's length, so that what follows keeps its time, and is counted for the error at the end.
+//! In: bytes in a format that [`super::detect`] found. Out: mono samples at the track's rate, and at the end an error
+//! if the file ended before its header says, or packets could not be decoded.
 
 use std::io::ErrorKind;
 
-use symphonia::core::codecs::CodecParameters;
-use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder, AudioDecoderOptions, well_known as codecs};
 use symphonia::core::errors::Error as Fault;
 use symphonia::core::formats::probe::{Hint, Probe, ProbeOptions};
-use symphonia::core::formats::{FormatOptions, FormatReader, Track};
+use symphonia::core::formats::{FormatOptions, FormatReader};
 use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::meta::MetadataOptions;
-use symphonia::core::packet::Packet;
-use symphonia::core::units::Duration;
-use symphonia::default::{formats, get_codecs};
+use symphonia::default::formats;
 
-use super::SAMPLE_RATE;
 use super::detect::Format;
-use super::opus::{CLOCK_RATE, Opus};
+use super::opus::CLOCK_RATE;
 use super::resample::check_rate;
-use super::wav::{ends_early, mean};
+use super::track::{Decoder, Stream, guarded, words};
+use super::wav::ends_early;
 use crate::{Error, Result};
 
 /// Whether all bytes that the header promises were read.
@@ -43,41 +38,16 @@ pub(super) struct Container {
     pub(super) description: String,
 }
 
-/// The decoding of one track; chained Ogg files start a new one in the middle.
-struct Stream {
-    track: u32,
-    decoder: Decoder,
-    rate: u32,
-    channels: usize,
-    /// Ticks per second of packet times, as a fraction.
-    ticks: (u64, u64),
-    /// Samples still to be dropped from the start.
-    delay: u64,
-    /// What the container calls padding: dropped, unless more audio or more of it than there may be comes after.
-    held: Vec<f32>,
-    max_padding: usize,
-    last_frames: usize,
-    /// Samples of silence for packets that could not be decoded, due when one comes that can.
-    silence: usize,
-    good_packets: u64,
-    /// Seconds, where the header is to be believed.
-    promised: Option<f64>,
-}
-
-enum Decoder {
-    Symphonia(Box<dyn AudioDecoder>),
-    Opus(Box<Opus>),
-}
-
 impl Container {
     /// Opens the first audio track with a codec that is known, and decodes its first packet. `complete` is asked when
     /// the bytes have ended at a place where more could follow.
     pub(super) fn open(source: Box<dyn MediaSource>, format: Format, complete: Complete) -> Result<Self> {
         let seekable = source.is_seekable();
         let stream = MediaSourceStream::new(source, Default::default());
-        let reader = probe_of(format)
-            .probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())
-            .map_err(|fault| open_error(fault, format, seekable))?;
+        let probe = probe_of(format);
+        let reader =
+            guarded(|| probe.probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default()))
+                .map_err(|fault| open_error(fault, format, seekable))?;
         let stream = Stream::open(reader.as_ref(), format)?;
         let duration = stream.promised.or_else(|| {
             let info = reader.media_info();
@@ -116,7 +86,7 @@ impl Container {
         }
         let before = out.len();
         while out.len() == before {
-            let packet = match self.reader.next_packet() {
+            let packet = match guarded(|| self.reader.next_packet()) {
                 Ok(Some(packet)) => packet,
                 Ok(None) => return self.end(None),
                 Err(Fault::ResetRequired) => {
@@ -196,167 +166,6 @@ pub(super) fn channels_in_words(channels: usize) -> String {
     if channels == 1 { "1 channel".into() } else { format!("{channels} channels") }
 }
 
-impl Stream {
-    /// Picks the first audio track that can be decoded.
-    fn open(reader: &dyn FormatReader, format: Format) -> Result<Self> {
-        let mut refused = None;
-        for track in reader.tracks() {
-            let Some(CodecParameters::Audio(params)) = &track.codec_params else { continue };
-            match Decoder::new(params) {
-                Ok(decoder) => return Ok(Self::new(decoder, track, params, format)),
-                Err(error) => refused = refused.or(Some(error)),
-            }
-        }
-        let unknown = reader.tracks().is_empty() || reader.tracks().iter().any(|track| track.codec_params.is_none());
-        let text = if unknown { "no audio track of a known codec" } else { "no audio track" };
-        Err(refused.unwrap_or_else(|| Error::UnsupportedAudio(text.into())))
-    }
-
-    fn new(decoder: Decoder, track: &Track, params: &AudioCodecParameters, format: Format) -> Self {
-        let rate = match decoder {
-            Decoder::Opus(_) => SAMPLE_RATE,
-            Decoder::Symphonia(_) => params.sample_rate.unwrap_or(SAMPLE_RATE),
-        };
-        let mut stream = Self {
-            track: track.id,
-            rate,
-            channels: 0,
-            ticks: track.time_base.map_or((1, 1), |base| (base.denom.get().into(), base.numer.get().into())),
-            delay: 0,
-            held: Vec::new(),
-            max_padding: rate as usize,
-            last_frames: 0,
-            silence: 0,
-            good_packets: 0,
-            promised: None,
-            decoder,
-        };
-        let seconds = match (track.num_frames, track.duration) {
-            (Some(frames), _) => params.sample_rate.map(|rate| frames as f64 / f64::from(rate)),
-            (None, Some(duration)) => {
-                track.time_base.and_then(|base| base.calc_duration(duration)).map(|time| time.as_secs_f64())
-            }
-            (None, None) => None,
-        };
-        match format {
-            // The frame count before MPEG audio tells where its padding starts, but not when files were joined.
-            Format::Tagged | Format::Frames => stream.max_padding = track.padding.unwrap_or(0) as usize,
-            Format::Caf => stream.delay = track.delay.unwrap_or(0).into(),
-            _ => {}
-        }
-        if let Decoder::Opus(opus) = &stream.decoder {
-            stream.delay = opus.pre_skip;
-        }
-        // The last time in an Ogg file is no length when the first isn't 0; Ogg tells its end by a mark. In Matroska
-        // the length is that of the longest track.
-        if !matches!(format, Format::Ogg | Format::Matroska) {
-            stream.promised = seconds.filter(|&seconds| seconds > 0.0);
-        }
-        stream
-    }
-
-    /// Appends the mono samples of a packet. False if it could not be decoded.
-    fn decode(&mut self, mut packet: Packet, decoded: &mut Vec<f32>, out: &mut Vec<f32>) -> bool {
-        // Decoders would cut what the packet says; what is cut at the end is decided here.
-        let pts = packet.pts.get();
-        let mut cut_start = packet.trim_start.get();
-        let mut cut_end = std::mem::take(&mut packet.trim_end).get();
-        packet.trim_start = Duration::ZERO;
-        let done = match &mut self.decoder {
-            Decoder::Opus(opus) => {
-                self.channels = opus.channels();
-                cut_start = 0;
-                opus.decode(&packet.data, decoded).is_ok()
-            }
-            Decoder::Symphonia(decoder) => match decoder.decode(&packet) {
-                Ok(buffer) => {
-                    if self.rate != buffer.spec().rate() {
-                        self.rate = buffer.spec().rate();
-                        self.held.clear();
-                    }
-                    self.channels = buffer.spec().channels().count();
-                    decoded.resize(buffer.samples_interleaved(), 0.0);
-                    buffer.copy_to_slice_interleaved(&mut decoded[..]);
-                    cut_start = cut_start.max(pts.min(0).unsigned_abs());
-                    true
-                }
-                Err(Fault::ResetRequired) => {
-                    decoder.reset();
-                    false
-                }
-                Err(_) => false,
-            },
-        };
-        if !done {
-            self.silence += self.last_frames;
-        }
-        if self.silence > 0 && (done || self.silence > self.rate as usize) {
-            out.append(&mut self.held);
-            out.extend(std::iter::repeat_n(0.0, std::mem::take(&mut self.silence)));
-        }
-        if !done {
-            return false;
-        }
-        self.good_packets += 1;
-        let frames = decoded.len() / self.channels.max(1);
-        self.last_frames = frames;
-        cut_start = self.samples(cut_start).min(frames as u64);
-        cut_end = self.samples(cut_end);
-        let delay = self.delay.min(frames as u64);
-        self.delay -= delay;
-        let start = delay.max(cut_start) as usize;
-        let end = (frames as u64).saturating_sub(cut_end).max(start as u64) as usize;
-        let mut mono = decoded.chunks_exact(self.channels.max(1)).map(|frame| mean(frame.iter().copied())).skip(start);
-        if end > start || cut_end == 0 {
-            out.append(&mut self.held);
-        }
-        out.extend(mono.by_ref().take(end - start));
-        self.held.extend(mono);
-        if self.held.len() > self.max_padding {
-            out.append(&mut self.held);
-        }
-        true
-    }
-
-    /// A time in the packet's ticks in samples.
-    fn samples(&self, ticks: u64) -> u64 {
-        let (per_second, scale) = self.ticks;
-        let samples = u128::from(ticks) * u128::from(self.rate) * u128::from(scale) / u128::from(per_second);
-        u64::try_from(samples).unwrap_or(u64::MAX)
-    }
-}
-
-impl Decoder {
-    fn new(params: &AudioCodecParameters) -> Result<Self> {
-        if params.codec == codecs::CODEC_ID_OPUS {
-            return Ok(Self::Opus(Box::new(Opus::new(params.extra_data.as_deref())?)));
-        }
-        match get_codecs().make_audio_decoder(params, &AudioDecoderOptions::default()) {
-            Ok(decoder) => Ok(Self::Symphonia(decoder)),
-            Err(fault) if get_codecs().get_audio_decoder(params.codec).is_some() => {
-                Err(Error::UnsupportedAudio(words(&fault)))
-            }
-            Err(_) => {
-                let name = match params.codec {
-                    codecs::CODEC_ID_AC3 => "AC-3",
-                    codecs::CODEC_ID_EAC3 => "E-AC-3",
-                    codecs::CODEC_ID_AC4 => "AC-4",
-                    codecs::CODEC_ID_DCA => "DTS",
-                    codecs::CODEC_ID_TRUEHD => "TrueHD",
-                    codecs::CODEC_ID_WMA => "WMA",
-                    codecs::CODEC_ID_SPEEX => "Speex",
-                    codecs::CODEC_ID_WAVPACK => "WavPack",
-                    codecs::CODEC_ID_TTA => "TTA",
-                    _ => "that is not known",
-                };
-                Err(Error::UnsupportedAudio(format!(
-                    "an audio codec ({name}); PCM, ADPCM, MP3, AAC, ALAC, FLAC, Vorbis and Opus are read"
-                )))
-            }
-        }
-    }
-}
-
 /// A prober for one format alone: damaged files of one format must not be searched for another.
 fn probe_of(format: Format) -> Probe {
     let mut probe = Probe::new_with_options(&ProbeOptions { max_probe_depth: 16, ..Default::default() });
@@ -395,13 +204,6 @@ fn open_error(fault: Fault, format: Format, seekable: bool) -> Error {
         }
         Fault::Unsupported(_) => Error::UnsupportedAudio(words(&fault)),
         fault => Error::DamagedAudio(words(&fault)),
-    }
-}
-
-fn words(fault: &Fault) -> String {
-    match fault {
-        Fault::Unsupported(text) | Fault::DecodeError(text) | Fault::LimitError(text) => (*text).into(),
-        fault => fault.to_string(),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod mel;
 mod opus;
 mod reader;
 mod resample;
+mod track;
 mod wav;
 
 pub use reader::AudioReader;

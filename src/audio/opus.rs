@@ -59,11 +59,12 @@ impl Opus {
     }
 
     /// Replaces `out` by the packet's interleaved samples. An empty packet says that one was lost, and is concealed.
-    pub(super) fn decode(&mut self, packet: &[u8], out: &mut Vec<f32>) -> std::result::Result<(), String> {
+    pub(super) fn decode(&mut self, packet: &[u8], out: &mut Vec<f32>) -> std::result::Result<(), &'static str> {
         let room = if packet.is_empty() { self.last_frames } else { MAX_PACKET_FRAMES };
         out.clear();
         out.resize(room * self.channels, 0.0);
-        let frames = self.decoder.decode_float(packet, out, DecodeMode::Normal).map_err(|error| error.to_string())?;
+        let decoded = self.decoder.decode_float(packet, out, DecodeMode::Normal);
+        let frames = decoded.map_err(|_| "not an Opus packet")?;
         out.truncate(frames * self.channels);
         self.last_frames = frames.max(1);
         Ok(())
