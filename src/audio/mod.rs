@@ -1,6 +1,15 @@
 //! From any audio file or stream to mono 16 kHz samples ([`AudioReader`]) and on to log-mel frames ([`mel`]).
 
+mod container;
+mod detect;
 pub mod mel;
+mod opus;
+mod reader;
+mod resample;
+mod track;
+mod wav;
+
+pub use reader::AudioReader;
 
 use crate::{Error, Result};
 
