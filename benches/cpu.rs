@@ -1,0 +1,185 @@
+//! Speed of the CPU backend against what the machine can do.
+//!
+//!     cargo bench --bench cpu                 # the shipped tiny model, end to end
+//!     cargo bench --bench cpu -- --full DIR   # the real model's dimensions, synthetic weights
+//!
+//! `--full` writes an 8.86 GB checkpoint into DIR unless it is there, and needs that much memory free: a step is compared
+//! with a plain read of the same weights, so they must be in the page cache. `--threads N` as for the program.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use support::synthetic::Preset;
+use voxtral::backend::cpu::Cpu;
+use voxtral::backend::{Backend, BackendOptions, EncodeChunk, Span};
+use voxtral::model::Weights;
+use voxtral::model::params::TransformerParams;
+use voxtral::model::weights::{LayerWeights, Tensor};
+use voxtral::{Delay, Engine, Model, SessionOptions};
+
+const REPEATS: usize = 5;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let (mut full, mut options) = (None, BackendOptions::default());
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--full" => full = Some(arguments.next().expect("--full needs a directory")),
+            "--threads" => options.threads = arguments.next().and_then(|n| n.parse().ok()),
+            _ => {} // cargo adds --bench
+        }
+    }
+    let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    println!("commit {}, {}, {threads} threads", env!("VOX_COMMIT"), machine());
+    match full {
+        None => end_to_end(&support::tiny_model(), &options),
+        Some(dir) => stages(Path::new(&dir), &options, threads),
+    }
+}
+
+fn machine() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    name.unwrap_or(std::env::consts::ARCH).to_owned()
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn median_of(mut work: impl FnMut()) -> Duration {
+    let mut times: Vec<_> = (0..REPEATS)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed()
+        })
+        .collect();
+    median(&mut times)
+}
+
+fn end_to_end(dir: &Path, options: &BackendOptions) {
+    let samples = support::recording("long_mixed");
+    let seconds = samples.len() as f64 / 16_000.0;
+    let mut engine = Engine::<Cpu>::load(Model::open(dir).unwrap(), options).unwrap();
+    let time = median_of(|| {
+        let mut session = engine.open(&SessionOptions::default()).unwrap();
+        session.push(&samples).unwrap();
+        session.finish();
+        engine.advance(&mut [&mut session]).unwrap();
+    });
+    println!("{}: {seconds:.1} s of audio in {:.0} ms, {:.1} xRT", dir.display(), ms(time), seconds / time.as_secs_f64());
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn stages(dir: &Path, options: &BackendOptions, threads: usize) {
+    if !dir.join("consolidated.safetensors").exists() {
+        println!("writing a synthetic checkpoint to {}", dir.display());
+        Preset::full().write(dir, None).unwrap();
+    }
+    let load = median_of(|| drop(Cpu::load(&Model::open(dir).unwrap().weights, options).unwrap()));
+    let model = Model::open(dir).unwrap();
+    let mut cpu = Cpu::load(&model.weights, options).unwrap();
+    println!("model load: {:.0} ms", ms(load));
+
+    let n_tokens = 64; // of audio: one encoder pass
+    let log_mel: Vec<f32> =
+        (0..n_tokens * 8 * model.params.n_mels).map(|i| ((i * 7919) % 1000) as f32 / 1000.0 - 0.5).collect();
+    let mut stream = cpu.open(Delay::DEFAULT).unwrap();
+    let mut encode = || cpu.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: &log_mel }]).unwrap();
+    encode(); // the attention window fills
+    encode();
+    encode();
+    let encoder = median_of(&mut encode);
+    let flops = encoder_flops(&model, n_tokens);
+    println!(
+        "encoder: {:.0} ms for {:.2} s of audio, {:.0} GFLOP/s, {:.2} xRT",
+        ms(encoder),
+        n_tokens as f64 * 0.08,
+        flops / encoder.as_secs_f64() / 1e9,
+        n_tokens as f64 * 0.08 / encoder.as_secs_f64(),
+    );
+
+    let bytes = cpu.decoder_bytes();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| read(&model.weights));
+    // read and step by turns: both see the same state of the machine
+    let (mut reads, mut steps) = (Vec::new(), Vec::new());
+    let mut prompt = Vec::new();
+    for inputs in [vec![32; 39], vec![32; 8]] {
+        let start = Instant::now();
+        decode(&mut cpu, &mut stream, &inputs);
+        prompt.push((inputs.len(), start.elapsed()));
+    }
+    for _ in 0..2 * REPEATS {
+        let start = Instant::now();
+        pool.install(|| read(&model.weights));
+        reads.push(start.elapsed());
+        let start = Instant::now();
+        decode(&mut cpu, &mut stream, &[32]);
+        steps.push(start.elapsed());
+    }
+    let (read, step) = (median(&mut reads), median(&mut steps));
+    let rate = |time: Duration| bytes as f64 / time.as_secs_f64() / 1e9;
+    println!("plain read of the decoder's {:.2} GB: {:.0} ms, {:.1} GB/s", bytes as f64 / 1e9, ms(read), rate(read));
+    println!(
+        "decoder step: {:.0} ms, {:.1} GB/s, {:.0} % of the plain read",
+        ms(step),
+        rate(step),
+        100.0 * rate(step) / rate(read)
+    );
+    for (rows, time) in prompt {
+        println!("decoder pass of {rows} positions: {:.0} ms, {:.1} steps", ms(time), time.as_secs_f64() / step.as_secs_f64());
+    }
+}
+
+fn decode(cpu: &mut Cpu, stream: &mut <Cpu as Backend>::Stream, inputs: &[u32]) {
+    let predict_from = inputs.len() - 1;
+    cpu.decode(&mut [Span { stream, inputs, predict_from, n_top: 1, predictions: Vec::new() }]).unwrap();
+}
+
+/// Adds up all words of the decoder's matrices, in the order of a step.
+fn read(weights: &Weights) {
+    let matrices = |layer: &'_ LayerWeights| {
+        let (a, f) = (&layer.attention, &layer.feed_forward);
+        [&a.wq, &a.wk, &a.wv, &a.wo, &f.w1, &f.w3, &f.w2].map(Tensor::clone)
+    };
+    let all = weights.decoder.iter().flat_map(matrices).chain([weights.tok_embeddings.clone()]);
+    let sum: u64 = all
+        .map(|tensor| {
+            tensor.data().par_chunks(1 << 15).map(sum).reduce(|| 0, u64::wrapping_add)
+        })
+        .fold(0, u64::wrapping_add);
+    std::hint::black_box(sum);
+}
+
+fn sum(values: &[[u8; 2]]) -> u64 {
+    let words = values.as_chunks::<32>().0;
+    let mut sums = [0u64; 8];
+    for word in words {
+        let bytes = word.as_flattened();
+        for (sum, eight) in sums.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_le_bytes(*eight));
+        }
+    }
+    sums.into_iter().fold(0, u64::wrapping_add)
+}
+
+/// Multiply-adds of convolutions, encoder layers and adapter, counted twice, with a full window of attention.
+fn encoder_flops(model: &Model, n_tokens: usize) -> f64 {
+    let TransformerParams { dim, n_layers, hidden_dim, sliding_window, .. } = model.params.encoder;
+    let (q, kv) = (model.params.encoder.q_dim(), model.params.encoder.kv_dim());
+    let rows = 4 * n_tokens;
+    let layer = dim * (2 * q + 2 * kv) + 3 * dim * hidden_dim + 2 * q * sliding_window;
+    let conv = 2 * rows * dim * 3 * model.params.n_mels + rows * dim * 3 * dim;
+    let d = model.params.decoder.dim;
+    2.0 * (rows * n_layers * layer + conv + n_tokens * d * (4 * dim + d)) as f64
+}
