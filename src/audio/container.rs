@@ -81,8 +81,9 @@ impl Container {
     /// Appends the samples of some packets; 0 at the end.
     pub(super) fn read(&mut self, out: &mut Vec<f32>) -> Result<usize> {
         if !self.ready.is_empty() {
+            let n = self.ready.len();
             out.append(&mut self.ready);
-            return Ok(out.len());
+            return Ok(n);
         }
         let before = out.len();
         while out.len() == before {
