@@ -153,9 +153,9 @@ const FIXTURES: [(&str, f64, f64, usize, f64); 22] = [
     ("mono.opus", 1.0, 0.0, 16_000, 30.0),
     ("stereo.opus", 0.5, 0.0, 8000, 25.0),
     ("opus.webm", 1.0, 0.0, 16_216, 30.0),
-    ("opus.mp4", 0.5, 0.0, 8216, 30.0),
-    ("end.m4a", 0.75, 1024.0 / 44.1e3, 0, 20.0),
-    ("start.m4a", 0.5, 1024.0 / 44.1e3, 0, 20.0),
+    ("opus.mp4", 0.5, 0.0, 8000, 30.0),
+    ("end.m4a", 0.4, 0.0, 6400, 16.0),
+    ("start.m4a", 0.5, 0.0, 8000, 25.0),
     ("alac.m4a", 0.125, 0.0, 2000, 85.0),
     ("sweep.aiff", 0.125, 0.0, 2000, 85.0),
     ("sweep.caf", 0.125, 0.0, 2000, 85.0),
@@ -172,7 +172,7 @@ fn every_format_decodes_to_the_signal_in_time() {
         let samples = decode_file(name);
         let snr = snr(&samples, seconds, delay);
         println!("{name} {} {snr:.1}", samples.len());
-        assert!(samples.len() == n || n == 0, "{name}: {} samples", samples.len());
+        assert_eq!(samples.len(), n, "{name}");
         assert!(snr > bound, "{name}: SNR {snr:.1} dB");
     }
 }
@@ -573,7 +573,7 @@ fn cut_files_give_what_is_there_and_an_error() {
         // Close, not equal: what comes after the cut is in the same Fourier transform.
         assert!(samples[..same].iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-5), "{name}");
     }
-    let error = failure(decode_bytes_as_file(&bytes_of("end.m4a")[..5000]));
+    let error = failure(decode_bytes_as_file(&bytes_of("end.m4a")[..3000]));
     assert!(error.contains("no index (moov)"), "{error}");
     let error = failure(decode_bytes_as_file(&bytes_of("stereo.flac")[..12_000]));
     assert!(error.contains("its header promises 0.05 s"), "{error}");
@@ -623,6 +623,26 @@ fn damaged_files_neither_panic_nor_hang() {
             }
         }
     }
+}
+
+/// Header fields and samples for which the arithmetic of symphonia 0.6.1 overflows.
+#[test]
+fn damage_that_decoders_panic_on_is_an_error() {
+    let mut caf = bytes_of("sweep.caf");
+    caf[36..40].fill(0xff); // bytes per packet
+    let mut aiff = bytes_of("sweep.aiff");
+    let comm = aiff.windows(4).position(|name| name == b"COMM").unwrap();
+    aiff[comm + 8..comm + 10].copy_from_slice(&[0, 26]); // channels
+    aiff[comm + 14..comm + 16].copy_from_slice(&[0xff, 0xf8]); // bits per sample
+    for bytes in [caf, aiff] {
+        let error = failure(decode_bytes_as_file(&bytes));
+        assert!(!error.is_empty());
+    }
+    let mut adpcm = bytes_of("adpcm_ms.wav");
+    let end = adpcm.len() - 2100;
+    adpcm[200..end].fill(0x88); // steps that triple with every sample
+    let (samples, _) = decode_bytes_as_file(&adpcm).unwrap();
+    assert!(samples.len() > 4000 && samples.iter().all(|sample| sample.is_finite()));
 }
 
 // Resampling

@@ -13,6 +13,7 @@ use symphonia::core::meta::MetadataOptions;
 use symphonia::default::formats;
 
 use super::detect::Format;
+use super::mp4::Edit;
 use super::opus::CLOCK_RATE;
 use super::resample::check_rate;
 use super::track::{Decoder, Stream, guarded, words};
@@ -41,14 +42,22 @@ pub(super) struct Container {
 impl Container {
     /// Opens the first audio track with a codec that is known, and decodes its first packet. `complete` is asked when
     /// the bytes have ended at a place where more could follow.
-    pub(super) fn open(source: Box<dyn MediaSource>, format: Format, complete: Complete) -> Result<Self> {
+    pub(super) fn open(
+        source: Box<dyn MediaSource>,
+        format: Format,
+        edits: &[Edit],
+        complete: Complete,
+    ) -> Result<Self> {
         let seekable = source.is_seekable();
         let stream = MediaSourceStream::new(source, Default::default());
         let probe = probe_of(format);
         let reader =
             guarded(|| probe.probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default()))
                 .map_err(|fault| open_error(fault, format, seekable))?;
-        let stream = Stream::open(reader.as_ref(), format)?;
+        let mut stream = Stream::open(reader.as_ref(), format)?;
+        if let Some(edit) = edits.iter().find(|edit| edit.track == stream.track) {
+            stream.cut_to(edit);
+        }
         let duration = stream.promised.or_else(|| {
             let info = reader.media_info();
             info.time_base?.calc_duration(info.duration?).map(|time| time.as_secs_f64())
@@ -81,8 +90,9 @@ impl Container {
     /// Appends the samples of some packets; 0 at the end.
     pub(super) fn read(&mut self, out: &mut Vec<f32>) -> Result<usize> {
         if !self.ready.is_empty() {
+            let n = self.ready.len();
             out.append(&mut self.ready);
-            return Ok(out.len());
+            return Ok(n);
         }
         let before = out.len();
         while out.len() == before {

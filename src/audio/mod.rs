@@ -3,6 +3,7 @@
 mod container;
 mod detect;
 pub mod mel;
+mod mp4;
 mod opus;
 mod reader;
 mod resample;

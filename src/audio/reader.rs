@@ -13,6 +13,7 @@ use symphonia::core::io::ReadOnlySource;
 
 use super::container::{Complete, Container, channels_in_words};
 use super::detect::{self, Format};
+use super::mp4;
 use super::resample::Resampler;
 use super::wav::{Pcm, Wav};
 use crate::{Error, Result};
@@ -230,9 +231,13 @@ impl Source {
 
     /// A file that can seek. A file that was cut off may fail for what is missing at its end; read from the start, it
     /// still gives what is there.
-    fn file(file: File, format: Format) -> Result<(Self, String)> {
+    fn file(mut file: File, format: Format) -> Result<(Self, String)> {
+        let edits = match format {
+            Format::Mp4 => mp4::edits_of_file(&mut file).map_err(Error::AudioIo)?,
+            _ => Vec::new(),
+        };
         let again = file.try_clone();
-        let seekable = Container::open(Box::new(file), format, Box::new(|| true));
+        let seekable = Container::open(Box::new(file), format, &edits, Box::new(|| true));
         match (seekable, again) {
             (Ok(container), _) => Ok(Self::container(container)),
             (Err(error), Err(_)) => Err(error),
@@ -245,6 +250,12 @@ impl Source {
 
     fn stream(mut bytes: Bytes, format: Format) -> Result<(Self, String)> {
         let mut complete: Complete = Box::new(|| true);
+        let mut edits = Vec::new();
+        if format == Format::Mp4 {
+            let mut taken = Vec::new();
+            edits = mp4::edits_of_stream(&mut bytes, &mut taken).map_err(Error::AudioIo)?;
+            bytes = Box::new(Cursor::new(taken).chain(bytes));
+        }
         if format == Format::Matroska {
             let head = read_head(&mut bytes, detect::MATROSKA_HEADER_LEN).map_err(Error::AudioIo)?;
             let len = detect::matroska_len(&head);
@@ -253,7 +264,7 @@ impl Source {
             complete = Box::new(move || len.is_none_or(|len| len <= count.load(Ordering::Relaxed)));
             bytes = Box::new(counted);
         }
-        Container::open(Box::new(ReadOnlySource::new(bytes)), format, complete).map(Self::container)
+        Container::open(Box::new(ReadOnlySource::new(bytes)), format, &edits, complete).map(Self::container)
     }
 
     fn rate(&self) -> u32 {

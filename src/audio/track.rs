@@ -13,9 +13,13 @@ use symphonia::default::get_codecs;
 
 use super::SAMPLE_RATE;
 use super::detect::Format;
+use super::mp4::Edit;
 use super::opus::Opus;
 use super::wav::mean;
 use crate::{Error, Result};
+
+/// Seconds that an edit list may cut from the start; what is more is an edit, and its audio is kept.
+const MAX_EDIT_START: f64 = 1.0;
 
 /// The decoding of one track; chained Ogg files start a new one in the middle.
 pub(super) struct Stream {
@@ -27,6 +31,8 @@ pub(super) struct Stream {
     ticks: (u64, u64),
     /// Samples still to be dropped from the start.
     delay: u64,
+    /// Samples before the padding, where an edit list tells.
+    left: u64,
     /// What the container calls padding: dropped, unless more audio or more of it than there may be comes after.
     held: Vec<f32>,
     max_padding: usize,
@@ -70,6 +76,7 @@ impl Stream {
             channels: 0,
             ticks: track.time_base.map_or((1, 1), |base| (base.denom.get().into(), base.numer.get().into())),
             delay: 0,
+            left: u64::MAX,
             held: Vec::new(),
             max_padding: rate as usize,
             last_frames: 0,
@@ -102,6 +109,18 @@ impl Stream {
         stream
     }
 
+    /// Drops what an edit list leaves out, unless that is more than an encoder needs.
+    pub(super) fn cut_to(&mut self, edit: &Edit) {
+        let rate = f64::from(self.rate);
+        if (0.0..=MAX_EDIT_START).contains(&edit.start) {
+            self.delay = self.delay.max((edit.start * rate).round() as u64);
+            if edit.len > 0.0 {
+                self.left = (edit.len * rate).round() as u64;
+                self.promised = self.promised.map(|promised| promised.min(edit.len));
+            }
+        }
+    }
+
     /// Appends the mono samples of a packet. False if it could not be decoded.
     pub(super) fn decode(&mut self, mut packet: Packet, decoded: &mut Vec<f32>, out: &mut Vec<f32>) -> bool {
         // Decoders would cut what the packet says; what is cut at the end is decided here.
@@ -113,6 +132,10 @@ impl Stream {
         let done = match guarded(|| decoder.decode(&packet, decoded)) {
             Ok((rate, channels)) => {
                 if rate != self.rate {
+                    // As when the header tells the rate of a whole HE-AAC stream, and only half of it can be decoded.
+                    let scaled = |n: u64| (u128::from(n) * u128::from(rate) / u128::from(self.rate.max(1))) as u64;
+                    self.delay = scaled(self.delay);
+                    self.left = if self.left == u64::MAX { u64::MAX } else { scaled(self.left) };
                     self.rate = rate;
                     self.held.clear();
                 }
@@ -145,13 +168,16 @@ impl Stream {
         self.delay -= delay;
         let start = delay.max(cut_start) as usize;
         let end = (frames as u64).saturating_sub(cut_end).max(start as u64) as usize;
+        let end = end.min(start + usize::try_from(self.left).unwrap_or(usize::MAX).min(frames));
+        self.left = if self.left == u64::MAX { u64::MAX } else { self.left - (end - start) as u64 };
         let mut mono = decoded.chunks_exact(self.channels.max(1)).map(|frame| mean(frame.iter().copied())).skip(start);
-        if end > start || cut_end == 0 {
+        if end > start || frames == start {
             out.append(&mut self.held);
         }
         out.extend(mono.by_ref().take(end - start));
         self.held.extend(mono);
         if self.held.len() > self.max_padding {
+            self.left = u64::MAX;
             out.append(&mut self.held);
         }
         true

@@ -25,7 +25,7 @@ sweep 48000 0.5 -af 'pan=stereo|c0=c0|c1=c0' -c:a libopus -b:a 96k stereo.opus
 sweep 48000 0.5 -af 'pan=5.1|c0=c0' -c:a libopus -b:a 48k surround.opus
 sweep 48000 1 -c:a libopus -b:a 48k opus.webm
 sweep 48000 0.5 -c:a libopus -b:a 48k -strict experimental opus.mp4
-sweep 44100 0.75 -c:a aac -b:a 96k end.m4a
+sweep 44100 0.4 -c:a aac -b:a 96k end.m4a
 sweep 44100 0.5 -c:a aac -b:a 96k -movflags +faststart start.m4a
 sweep 16000 0.125 -c:a alac -movflags +faststart alac.m4a
 sweep 16000 0.125 -c:a pcm_s16be sweep.aiff
