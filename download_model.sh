@@ -157,11 +157,13 @@ request_get() { # URL FILE EXPECTED_BYTES (0: unknown)
     file=$2
     expected=$3
     have=$(bytes_of "$file")
+    show_progress=no
+    if [ -t 2 ] && [ "$expected" -ge 1000000 ]; then show_progress=yes; fi
     if [ "$tool" = curl ]; then
         set -- --fail --show-error --globoff --proto =http,https --connect-timeout 30 --speed-limit 1000 --speed-time 60 \
             --dump-header "$work/headers" --output "$file" "$url"
         [ "$have" = 0 ] || set -- --continue-at "$have" "$@"
-        if [ -t 2 ]; then set -- --progress-bar "$@"; else set -- --silent "$@"; fi
+        if [ "$show_progress" = yes ]; then set -- --progress-bar "$@"; else set -- --silent "$@"; fi
         if [ "$elsewhere" = yes ]; then
             set -- --location --max-redirs "$max_redirects" "$@"
         else
@@ -170,7 +172,7 @@ request_get() { # URL FILE EXPECTED_BYTES (0: unknown)
         fi
     else
         set -- --continue --server-response --tries=1 --timeout=60 -o "$work/headers" -O "$file" "$url"
-        if [ -t 2 ]; then set -- --show-progress --progress=bar:force "$@"; fi
+        [ "$show_progress" = no ] || set -- --show-progress --progress=bar:force "$@"
         if [ "$elsewhere" = yes ]; then
             set -- --max-redirect="$max_redirects" "$@"
         else
