@@ -18,7 +18,7 @@ use voxtral::backend::cpu::Cpu;
 use voxtral::output::TranscriptWriter;
 use voxtral::{Engine, Event, Model, Session};
 
-use self::input::PcmStream;
+use self::input::{PcmStream, silence_decoder_panics};
 use self::options::{Device, Input, Options, Verbosity};
 use self::report::{Progress, monitor, monitor_restart, print_timings, say};
 
@@ -31,6 +31,7 @@ const POLL: Duration = Duration::from_millis(50);
 pub fn main() -> ExitCode {
     let options = Options::from_process();
     start_logging(options.verbosity);
+    silence_decoder_panics();
     let interrupted = Arc::new(AtomicBool::new(false));
     if let Err(error) = stop_on_interrupt(interrupted.clone()) {
         tracing::warn!("cannot catch Ctrl-C: {error}");
@@ -97,7 +98,8 @@ fn run<B: Backend>(options: &Options, interrupted: &AtomicBool) -> anyhow::Resul
             Ok(()) => {}
             Err(error) if is_broken_pipe(&error) => return Err(error),
             Err(error) => {
-                report_error(&error.context(input.name()));
+                let named = matches!(error.downcast_ref(), Some(voxtral::Error::Io { .. }));
+                report_error(&if named { error } else { error.context(input.name()) });
                 code = FAILED;
             }
         }
@@ -118,10 +120,10 @@ fn transcribe<B: Backend>(
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     let before = engine.stats();
-    let mut pcm = PcmStream::open(input, options.raw)?;
+    let mut pcm = PcmStream::start(input, options.raw)?;
     let mut session = engine.open(&options.session)?;
     let mut writer = TranscriptWriter::new(io::stdout(), options.style);
-    let mut progress = Progress::start(options.verbosity, pcm.duration());
+    let progress = Progress::start(options.verbosity);
 
     let mut samples = Vec::new();
     let mut heard = Ok(());
@@ -149,7 +151,7 @@ fn transcribe<B: Backend>(
                 break;
             }
         }
-        progress.show(session.n_samples(), start.elapsed());
+        progress.show(session.n_samples(), pcm.duration(), start.elapsed());
     }
     progress.clear();
     let n_samples = session.n_samples();

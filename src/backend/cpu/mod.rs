@@ -9,6 +9,8 @@ mod elementwise;
 mod matmul;
 pub mod simd;
 mod stack;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 
