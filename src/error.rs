@@ -29,7 +29,7 @@ pub enum Error {
     #[error("cannot read audio: {0}")]
     AudioIo(std::io::Error),
     /// A sample that is no sound: not finite, or far outside -1..1.
-    #[error("sample {index} is {value}: samples must be finite and within ±{limit}", limit = crate::audio::MAX_SAMPLE)]
+    #[error("sample {index} is {value:?}: samples must be finite and within ±{limit}", limit = crate::audio::MAX_SAMPLE)]
     InvalidSample { index: u64, value: f32 },
     /// An option outside its range.
     #[error("{0}")]

@@ -4,7 +4,7 @@ mod input;
 mod options;
 mod report;
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal as _, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +57,7 @@ fn start_logging(verbosity: Verbosity) {
     };
     // the decoders of other crates report through tracing what we report as errors
     let ours = Targets::new().with_target("voxtral", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).without_time().with_filter(ours);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).without_time().with_filter(ours);
     tracing_subscriber::registry().with(lines).init();
 }
 
