@@ -80,7 +80,7 @@ fn a_file_that_may_not_be_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("secret.wav");
     std::fs::copy(project("samples/kal_computer.wav"), &path).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
     // root may read everything
     if std::fs::File::open(&path).is_err() {
         assert_refused(&tiny_model(), &path, &["secret.wav", "ermission denied"]);
@@ -158,7 +158,11 @@ fn model_directories_that_are_none() {
     assert_refused(Path::new("no/such/model"), &kal, &["no/such/model"]);
     assert_refused(&kal, &kal, &["not a directory"]);
     let empty = tempfile::tempdir().unwrap();
-    assert_refused(empty.path(), &kal, &["params.json is missing", "tekken.json is missing", "consolidated.safetensors"]);
+    assert_refused(
+        empty.path(),
+        &kal,
+        &["params.json is missing", "tekken.json is missing", "consolidated.safetensors"],
+    );
     let remove = |dir: &Path| std::fs::remove_file(dir.join("consolidated.safetensors")).unwrap();
     assert_model_refused(remove, &["consolidated.safetensors is missing"]);
     let hugging_face = |dir: &Path| {
@@ -179,7 +183,10 @@ fn weights_that_are_damaged() {
         assert_model_refused(|dir| overwrite(dir, file, &bytes), &[file]);
     }
     assert_model_refused(|dir| overwrite(dir, file, &[0xFF; 4096]), &[file]);
-    assert_model_refused(|dir| std::fs::remove_file(dir.join(file)).and(std::fs::create_dir(dir.join(file))).unwrap(), &[file]);
+    assert_model_refused(
+        |dir| std::fs::remove_file(dir.join(file)).and(std::fs::create_dir(dir.join(file))).unwrap(),
+        &[file],
+    );
 }
 
 #[test]
@@ -194,14 +201,26 @@ fn weights_that_are_not_this_models() {
         h["layers.1.ada_rms_norm_t_cond.0.weight"]["shape"] = json!([256, 32]);
     };
     // both faults in one message
-    assert_model_refused(|d| change_header(d, transpose), &["layers.0.feed_forward.w1.weight has shape [256, 512], expected [512, 256]", "layers.1.ada_rms_norm_t_cond.0.weight"]);
+    assert_model_refused(
+        |d| change_header(d, transpose),
+        &[
+            "layers.0.feed_forward.w1.weight has shape [256, 512], expected [512, 256]",
+            "layers.1.ada_rms_norm_t_cond.0.weight",
+        ],
+    );
     let rename = |h: &mut Value| {
         let tensor = h.as_object_mut().unwrap().remove("norm.weight").unwrap();
         h["abnorm.weight"] = tensor;
     };
     assert_model_refused(|d| change_header(d, rename), &["norm.weight is missing"]);
-    assert_model_refused(|d| change_json(d, "params.json", |p| p["n_layers"] = 4.into()), &["layers.3.attention_norm.weight is missing"]);
-    assert_model_refused(|d| change_json(d, "params.json", |p| p["n_layers"] = 2.into()), &["layers.2.", "fewer layers"]);
+    assert_model_refused(
+        |d| change_json(d, "params.json", |p| p["n_layers"] = 4.into()),
+        &["layers.3.attention_norm.weight is missing"],
+    );
+    assert_model_refused(
+        |d| change_json(d, "params.json", |p| p["n_layers"] = 2.into()),
+        &["layers.2.", "fewer layers"],
+    );
 }
 
 #[test]
@@ -214,7 +233,16 @@ fn json_files_that_are_broken() {
     }
     assert_model_refused(|d| change_json(d, "params.json", |p| p["dim"] = 0.into()), &["dim is 0"]);
     assert_model_refused(|d| change_json(d, "params.json", |p| p["n_heads"] = u64::MAX.into()), &["n_heads"]);
-    assert_model_refused(|d| change_json(d, "params.json", |p| p["sliding_window"] = 0.into()), &["sliding_window is 0"]);
-    assert_model_refused(|d| change_json(d, "tekken.json", |t| t["vocab"][700]["rank"] = 1.into()), &["vocab[700].rank"]);
-    assert_model_refused(|d| change_json(d, "tekken.json", |t| t["vocab"][9]["token_bytes"] = "?".into()), &["vocab[9]"]);
+    assert_model_refused(
+        |d| change_json(d, "params.json", |p| p["sliding_window"] = 0.into()),
+        &["sliding_window is 0"],
+    );
+    assert_model_refused(
+        |d| change_json(d, "tekken.json", |t| t["vocab"][700]["rank"] = 1.into()),
+        &["vocab[700].rank"],
+    );
+    assert_model_refused(
+        |d| change_json(d, "tekken.json", |t| t["vocab"][9]["token_bytes"] = "?".into()),
+        &["vocab[9]"],
+    );
 }

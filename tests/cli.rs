@@ -76,15 +76,20 @@ fn stdin_may_be_a_file_of_any_format_or_raw_samples() {
 
 #[test]
 fn several_inputs_give_a_line_each_and_one_bad_one_stops_none() {
-    let (code, stdout, stderr) =
-        output(voxtral().args([sample("kal_computer"), "nothing.wav".into(), project("Cargo.toml"), sample("slt_numbers")]));
+    let (code, stdout, stderr) = output(voxtral().args([
+        sample("kal_computer"),
+        "nothing.wav".into(),
+        project("Cargo.toml"),
+        sample("slt_numbers"),
+    ]));
     assert_eq!((code, stdout), (1, format!("{KAL}{SLT}")));
     let headers: Vec<_> = stderr.lines().filter(|line| line.ends_with(':')).collect();
     assert_eq!(headers.len(), 4, "{stderr}");
     assert!(headers[0].ends_with("kal_computer.wav:") && headers[3].ends_with("slt_numbers.wav:"), "{stderr}");
     assert!(stderr.contains("voxtral: nothing.wav: No such file"), "{stderr}");
     assert!(stderr.contains("Cargo.toml: not a known audio format"), "{stderr}");
-    let (code, stdout, stderr) = output(voxtral().arg("--silent").args([sample("kal_computer"), sample("slt_numbers")]));
+    let (code, stdout, stderr) =
+        output(voxtral().arg("--silent").args([sample("kal_computer"), sample("slt_numbers")]));
     assert_eq!((code, stdout, stderr), (0, format!("{KAL}{SLT}"), String::new()));
 }
 
@@ -124,9 +129,10 @@ fn alternatives_are_shown_in_brackets() {
 
 #[test]
 fn timings_are_the_lines_that_scripts_parse() {
-    let (_, stdout, stderr) = output(voxtral().env("VOX_PRINT_TIMINGS", "1").arg("--silent").arg(sample("kal_computer")));
+    let (_, stdout, stderr) =
+        output(voxtral().env("VOX_PRINT_TIMINGS", "1").arg("--silent").arg(sample("kal_computer")));
     assert_eq!(stdout, KAL);
-    let shape: Vec<String> = stderr.lines().map(|line| digits_as_n(line)).collect();
+    let shape: Vec<String> = stderr.lines().map(digits_as_n).collect();
     assert_eq!(
         shape,
         [
@@ -185,7 +191,9 @@ fn wrong_usage_is_2_and_help_is_0() {
     for flag in ["-h", "--help"] {
         let (code, stdout, _) = output(voxtral().arg(flag));
         assert_eq!(code, 0);
-        for option in ["--model", "--input", "--stdin", "--raw", "--interval", "--delay", "--alt", "--tokens", "--device"] {
+        for option in
+            ["--model", "--input", "--stdin", "--raw", "--interval", "--delay", "--alt", "--tokens", "--device"]
+        {
             assert!(stdout.contains(option), "{flag} lacks {option}");
         }
     }

@@ -81,8 +81,8 @@ fn stream(engine: &mut Engine<Cpu>, samples: &[f32], options: &SessionOptions, s
 
 #[test]
 fn the_shipped_recordings_give_the_reference_ids_at_all_delays() {
-    let decoded: Value = serde_json::from_str(&std::fs::read_to_string(support::project("samples/decoded.json")).unwrap())
-        .unwrap();
+    let decoded: Value =
+        serde_json::from_str(&std::fs::read_to_string(support::project("samples/decoded.json")).unwrap()).unwrap();
     let mut engine = engine(2);
     for name in RECORDINGS {
         let samples = recording(name);

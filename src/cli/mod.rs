@@ -57,7 +57,11 @@ fn start_logging(verbosity: Verbosity) {
     };
     // the decoders of other crates report through tracing what we report as errors
     let ours = Targets::new().with_target("voxtral", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).without_time().with_filter(ours);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .without_time()
+        .with_filter(ours);
     tracing_subscriber::registry().with(lines).init();
 }
 

@@ -217,7 +217,8 @@ mod tests {
 
     #[test]
     fn values() {
-        let o = parse("-d m --stdin --raw -I 0.08 --delay 2400 --threads 3 --tokens --device cpu --silent", &[]).unwrap();
+        let o =
+            parse("-d m --stdin --raw -I 0.08 --delay 2400 --threads 3 --tokens --device cpu --silent", &[]).unwrap();
         assert_eq!((o.inputs, o.raw), (vec![Input::Stdin], true));
         assert_eq!((o.session.interval, o.session.delay.unwrap().tokens()), (Duration::from_millis(80), 30));
         assert_eq!((o.backend.threads, o.style), (Some(3), Style::TokenIds));

@@ -74,7 +74,8 @@ impl Progress {
         }
         let seconds = n_samples as f64 / f64::from(SAMPLE_RATE);
         let speed = seconds / time.as_secs_f64().max(1e-9);
-        let of = claimed.map_or(String::new(), |all| format!(" of {all:.0} s ({:.0} %)", 100.0 * seconds / all.max(1e-9)));
+        let of =
+            claimed.map_or(String::new(), |all| format!(" of {all:.0} s ({:.0} %)", 100.0 * seconds / all.max(1e-9)));
         self.0.set_message(format!("{seconds:.0} s{of} at {speed:.1} xRT"));
         self.0.tick();
     }

@@ -1,7 +1,7 @@
 //! The CPU backend, and the readable specification of the network.
 //!
 //! Activations are f32, weights are read in place as BF16. Per stage: [`encode`](Backend::encode) runs the convolution
-//! stem, the encoder [`stack`] and the adapter; [`decode`](Backend::decode) adds token and audio embeddings, runs the
+//! stem, the encoder stack and the adapter; [`decode`](Backend::decode) adds token and audio embeddings, runs the
 //! decoder stack and the output matrix. Calls of any size are cut into passes of bounded size.
 
 mod attention;
@@ -215,11 +215,7 @@ impl Inner<'_> {
         let p = &self.weights.params;
         let dim = p.encoder.dim;
 
-        let conv0 = self.convolve(
-            0,
-            1,
-            pass.iter_mut().map(|f| (&mut f.stream.mel_tail, f.log_mel)),
-        );
+        let conv0 = self.convolve(0, 1, pass.iter_mut().map(|f| (&mut f.stream.mel_tail, f.log_mel)));
         let mut rest = conv0.as_slice();
         let inputs = pass.iter_mut().map(|f| {
             let (own, after) = rest.split_at(f.log_mel.len() / p.n_mels * dim);

@@ -99,7 +99,9 @@ impl Sequence {
                 (dot / (hd as f64).sqrt()).exp()
             };
             let sum: f64 = keys.clone().map(score).sum();
-            out.extend((0..hd).map(|d| keys.clone().map(|j| score(j) * f64::from(self.v[at(j, d)])).sum::<f64>() / sum));
+            out.extend(
+                (0..hd).map(|d| keys.clone().map(|j| score(j) * f64::from(self.v[at(j, d)])).sum::<f64>() / sum),
+            );
         }
         out
     }
@@ -129,9 +131,14 @@ impl Sequence {
 
 #[test]
 fn attention_is_right_and_its_rows_independent() {
-    for (n, n_heads, n_kv_heads, head_dim, window) in
-        [(5, 1, 1, 2, 3), (70, 4, 4, 16, 20), (50, 6, 3, 20, 1), (90, 8, 2, 64, 33), (200, 5, 1, 34, 64), (40, 4, 2, 128, 500)]
-    {
+    for (n, n_heads, n_kv_heads, head_dim, window) in [
+        (5, 1, 1, 2, 3),
+        (70, 4, 4, 16, 20),
+        (50, 6, 3, 20, 1),
+        (90, 8, 2, 64, 33),
+        (200, 5, 1, 34, 64),
+        (40, 4, 2, 128, 500),
+    ] {
         let sequence = Sequence::new(n, n_heads, n_kv_heads, head_dim, window);
         let expected = sequence.expected();
         for isa in Isa::available() {
