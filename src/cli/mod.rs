@@ -15,7 +15,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 use voxtral::backend::Backend;
 use voxtral::backend::cpu::Cpu;
-use voxtral::output::TranscriptWriter;
+use voxtral::output::{Style, TranscriptWriter};
 use voxtral::{Engine, Event, Model, Session};
 
 use self::input::{PcmStream, silence_decoder_panics};
@@ -150,12 +150,12 @@ fn transcribe<B: Backend>(
             if options.monitor {
                 monitor(engine.stats() - stats);
             }
-            write_events(&mut session, &mut writer, options.monitor)?;
+            write_events(&mut session, &mut writer, &progress, options)?;
             if !worked {
                 break;
             }
+            progress.show(session.n_samples(), pcm.duration(), start.elapsed());
         }
-        progress.show(session.n_samples(), pcm.duration(), start.elapsed());
     }
     progress.clear();
     let n_samples = session.n_samples();
@@ -177,14 +177,18 @@ fn transcribe<B: Backend>(
 fn write_events<B: Backend>(
     session: &mut Session<B>,
     writer: &mut TranscriptWriter<impl Write>,
-    monitored: bool,
+    progress: &Progress,
+    options: &Options,
 ) -> io::Result<()> {
     while let Some(event) = session.next_event() {
         if let Event::Restart { time_ms } = event {
             tracing::debug!(time_ms, "EOS with audio left: starting afresh");
-            if monitored {
+            if options.monitor {
                 monitor_restart();
             }
+        }
+        if matches!(&event, Event::Token(t) if options.style == Style::TokenIds || !t.text.is_empty()) {
+            progress.give_way();
         }
         writer.event(&event)?;
     }
