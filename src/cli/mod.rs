@@ -24,6 +24,8 @@ use self::report::{Progress, monitor, monitor_restart, print_timings, say};
 
 const FAILED: u8 = 1;
 const INTERRUPTED: u8 = 130;
+/// Interrupts within this time count as one.
+const SAME_INTERRUPT: Duration = Duration::from_millis(250);
 /// How long to wait for audio before looking whether the user wants to stop.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -67,10 +69,13 @@ fn start_logging(verbosity: Verbosity) {
 
 /// The first interrupt ends transcription after what has been heard, the second the process.
 fn stop_on_interrupt(interrupted: Arc<AtomicBool>) -> Result<(), ctrlc::Error> {
+    let mut first = None;
     ctrlc::set_handler(move || {
-        if interrupted.swap(true, Ordering::Relaxed) {
+        // one interrupt may arrive twice, for the process and for its group
+        if first.get_or_insert_with(Instant::now).elapsed() > SAME_INTERRUPT {
             std::process::exit(INTERRUPTED.into());
         }
+        interrupted.store(true, Ordering::Relaxed);
     })
 }
 
@@ -127,7 +132,7 @@ fn transcribe<B: Backend>(
     let mut pcm = PcmStream::start(input, options.raw)?;
     let mut session = engine.open(&options.session)?;
     let mut writer = TranscriptWriter::new(io::stdout(), options.style);
-    let progress = Progress::start(options.verbosity);
+    let progress = Progress::start(options.verbosity == Verbosity::Normal && !options.monitor);
 
     let mut samples = Vec::new();
     let mut heard = Ok(());
@@ -159,7 +164,8 @@ fn transcribe<B: Backend>(
     }
     progress.clear();
     let n_samples = session.n_samples();
-    if n_samples > 0 {
+    // one line of ids for every input
+    if n_samples > 0 || options.style == Style::TokenIds {
         writer.finish()?;
     }
     let wall = start.elapsed();
@@ -187,7 +193,12 @@ fn write_events<B: Backend>(
                 monitor_restart();
             }
         }
-        if matches!(&event, Event::Token(t) if options.style == Style::TokenIds || !t.text.is_empty()) {
+        let writes = match &event {
+            Event::Token(token) => options.style == Style::TokenIds || !token.text.is_empty(),
+            Event::End { text } => !text.is_empty(),
+            Event::Restart { .. } => false,
+        };
+        if writes {
             progress.give_way();
         }
         writer.event(&event)?;

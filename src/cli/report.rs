@@ -8,8 +8,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use voxtral::Stats;
 use voxtral::audio::SAMPLE_RATE;
 
-use super::options::Verbosity;
-
 /// A pass slower than the 80 ms that its token stands for cannot keep up with live audio.
 const REAL_TIME: Duration = Duration::from_millis(80);
 
@@ -63,15 +61,16 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn start(verbosity: Verbosity) -> Self {
-        let shown = verbosity == Verbosity::Normal && io::stderr().is_terminal();
+    /// `shown` if nothing else is to be said on stderr.
+    pub fn start(shown: bool) -> Self {
+        let shown = shown && io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(None, target).with_style(style);
         Self { bar, gives_way: io::stdout().is_terminal() }
     }
 
-    /// Samples transcribed so far in this time, of an input that may claim to be so many seconds long.
+    /// Samples taken in so far in this time, of an input that may claim to be so many seconds long.
     pub fn show(&self, n_samples: u64, claimed: Option<f64>, time: Duration) {
         if self.bar.is_hidden() || self.bar.is_finished() {
             return;
