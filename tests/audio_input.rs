@@ -66,6 +66,7 @@ fn snr(got: &[f32], seconds: f64, delay: f64) -> f64 {
     10.0 * (signal / noise).log10()
 }
 
+#[derive(Clone)]
 struct Chunk(&'static [u8; 4], Vec<u8>);
 
 fn riff(chunks: &[Chunk]) -> Vec<u8> {
@@ -306,9 +307,18 @@ fn sizes_that_pipes_write_mean_up_to_the_end() {
         assert!(error.is_none(), "{data_len:#x}: {error:?}");
         assert_eq!(got, as_floats(&samples), "{data_len:#x}");
     }
-    // No audio, and a list after it.
-    let bytes = riff(&[format_chunk(1, 1, 16_000, 16), Chunk(b"data", vec![]), Chunk(b"LIST", vec![65; 64])]);
-    assert!(decode_stream(bytes).unwrap().0.is_empty());
+    // A correct size around audio data without one.
+    let mut bytes = plain.clone();
+    bytes[40..44].fill(0);
+    let (got, error) = decode_stream(bytes).unwrap();
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(got, as_floats(&samples));
+    // No audio, and lists after it.
+    let list = |len| Chunk(b"LIST", vec![65; len]);
+    for lists in [vec![list(64)], vec![list(3), list(70_000)], vec![list(2_000_000), list(1)]] {
+        let chunks = [vec![format_chunk(1, 1, 16_000, 16), Chunk(b"data", vec![])], lists].concat();
+        assert!(decode_stream(riff(&chunks)).unwrap().0.is_empty());
+    }
 }
 
 #[test]
@@ -643,6 +653,28 @@ fn damage_that_decoders_panic_on_is_an_error() {
     adpcm[200..end].fill(0x88); // steps that triple with every sample
     let (samples, _) = decode_bytes_as_file(&adpcm).unwrap();
     assert!(samples.len() > 4000 && samples.iter().all(|sample| sample.is_finite()));
+}
+
+/// A Core Audio file of 64-bit floats, with this many bytes and frames per packet.
+fn caf(bytes_per_packet: u32, frames_per_packet: u32, channels: u32) -> Vec<u8> {
+    let mut bytes = b"caff\0\x01\0\0desc".to_vec();
+    bytes.extend(32_u64.to_be_bytes());
+    bytes.extend(16_000_f64.to_be_bytes());
+    bytes.extend(b"lpcm\0\0\0\x01");
+    bytes.extend([bytes_per_packet, frames_per_packet, channels, 64].map(u32::to_be_bytes).as_flattened());
+    bytes.extend(b"data");
+    bytes.extend(8004_u64.to_be_bytes());
+    bytes.extend(vec![0; 8004]);
+    bytes
+}
+
+#[test]
+fn claimed_packet_sizes_are_not_allocated() {
+    assert_eq!(decode_bytes_as_file(&caf(8, 1, 1)).unwrap().0.len(), 1000);
+    for (bytes, frames, channels) in [(8, u32::MAX, 1), (8, 0x7fff_ffff, 2), (64, 1 << 22, 2), (8 << 20, 1 << 23, 1)] {
+        let error = decode_bytes_as_file(&caf(bytes, frames, channels)).unwrap_err();
+        assert!(matches!(&error, Error::DamagedAudio(text) if text.contains("samples per packet")), "{error}");
+    }
 }
 
 // Resampling

@@ -97,6 +97,16 @@ fn wav_headers_that_make_no_sense() {
     assert_audio_refused("nothing.wav", &wav(1, 1, 16_000, 16, &[]), &["no audio"]);
 }
 
+/// A Core Audio file whose packets would fill the memory.
+#[test]
+fn packets_too_large_to_be_true() {
+    let mut caf = b"caff\0\x01\0\0desc\0\0\0\0\0\0\0\x20\x40\xcf\x40\0\0\0\0\0lpcm\0\0\0\x01".to_vec();
+    caf.extend([8, u32::MAX, 1, 64].map(u32::to_be_bytes).as_flattened());
+    caf.extend(b"data\0\0\0\0\0\0\x1f\x44");
+    caf.resize(caf.len() + 8000, 0);
+    assert_audio_refused("boom.caf", &caf, &["damaged audio", "4294967295 samples per packet"]);
+}
+
 #[test]
 fn a_file_that_ends_early_gives_what_is_there_and_then_says_so() {
     let whole = std::fs::read(project("samples/slt_numbers.wav")).unwrap();

@@ -11,15 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use symphonia::core::io::ReadOnlySource;
 
+use super::Bytes;
 use super::container::{Complete, Container, channels_in_words};
 use super::detect::{self, Format};
 use super::mp4;
 use super::resample::Resampler;
 use super::wav::{Pcm, Wav};
 use crate::{Error, Result};
-
-/// Any byte stream.
-type Bytes = Box<dyn Read + Send + Sync>;
 
 /// Mono 16 kHz samples of any audio file or stream, decoded incrementally. Channels are averaged; samples are not
 /// checked for their range.
@@ -45,7 +43,7 @@ pub struct AudioReader {
 }
 
 enum Source {
-    Pcm(Box<Pcm<Bytes>>),
+    Pcm(Box<Pcm>),
     Container(Box<Container>),
 }
 
