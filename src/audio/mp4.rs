@@ -40,12 +40,13 @@ pub(super) fn edits_of_file(file: &mut File) -> std::io::Result<Vec<Edit>> {
     Ok(edits)
 }
 
-/// The edits of a stream with its index in front. `taken` gets the bytes read.
-pub(super) fn edits_of_stream(stream: &mut impl Read, taken: &mut Vec<u8>) -> std::io::Result<Vec<Edit>> {
+/// The edits of a stream with its index in front; `None` if its audio comes first. `taken` gets the bytes read.
+pub(super) fn edits_of_stream(stream: &mut impl Read, taken: &mut Vec<u8>) -> std::io::Result<Option<Vec<Edit>>> {
     while let Some((kind, head_len, len)) = atom(stream, taken)? {
         let most = match &kind {
             b"moov" => MAX_INDEX,
-            b"mdat" | b"moof" => 0,
+            b"mdat" => return Ok(None),
+            b"moof" => 0,
             _ => MAX_BEFORE.saturating_sub(taken.len() as u64),
         };
         if len > most {
@@ -54,10 +55,10 @@ pub(super) fn edits_of_stream(stream: &mut impl Read, taken: &mut Vec<u8>) -> st
         let start = taken.len();
         stream.take(len - head_len).read_to_end(taken)?;
         if &kind == b"moov" {
-            return Ok(edits_of_movie(&taken[start..]));
+            return Ok(Some(edits_of_movie(&taken[start..])));
         }
     }
-    Ok(Vec::new())
+    Ok(Some(Vec::new()))
 }
 
 fn edits_of_index(reader: &mut impl Read, len: u64) -> std::io::Result<Vec<Edit>> {
@@ -141,7 +142,7 @@ mod tests {
         atom.resize(0xfff0, 0);
         let mut stream = std::io::Cursor::new(atom.repeat(100));
         let mut taken = Vec::new();
-        assert!(edits_of_stream(&mut stream, &mut taken).unwrap().is_empty());
+        assert!(edits_of_stream(&mut stream, &mut taken).unwrap().unwrap().is_empty());
         assert!(taken.len() as u64 <= MAX_BEFORE, "{} bytes", taken.len());
         assert_eq!(stream.position(), taken.len() as u64);
     }

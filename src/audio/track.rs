@@ -239,12 +239,16 @@ impl Decoder {
                     codecs::CODEC_ID_TTA => "TTA",
                     _ => "that is not known",
                 };
-                Err(Error::UnsupportedAudio(format!(
-                    "an audio codec ({name}); PCM, ADPCM, MP3, AAC, ALAC, FLAC, Vorbis and Opus are read"
-                )))
+                Err(unsupported_codec(name))
             }
         }
     }
+}
+
+pub(super) fn unsupported_codec(name: &str) -> Error {
+    Error::UnsupportedAudio(format!(
+        "an audio codec ({name}); PCM, ADPCM, MP3, AAC, ALAC, FLAC, Vorbis and Opus are read"
+    ))
 }
 
 /// Runs a demuxer or decoder, whose arithmetic may trust damaged data and panic.
