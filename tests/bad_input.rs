@@ -103,7 +103,7 @@ fn packets_too_large_to_be_true() {
     let mut caf = b"caff\0\x01\0\0desc\0\0\0\0\0\0\0\x20\x40\xcf\x40\0\0\0\0\0lpcm\0\0\0\x01".to_vec();
     caf.extend([8, u32::MAX, 1, 64].map(u32::to_be_bytes).as_flattened());
     caf.extend(b"data\0\0\0\0\0\0\x1f\x44");
-    caf.resize(caf.len() + 8000, 0);
+    caf.resize(caf.len() + 8004, 0);
     assert_audio_refused("boom.caf", &caf, &["damaged audio", "4294967295 samples per packet"]);
 }
 
