@@ -4,7 +4,8 @@
 //! is decoded can be compared with what it should be.
 
 use std::f64::consts::PI;
-use std::io::{Cursor, Read};
+use std::fs::File;
+use std::io::{Cursor, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use voxtral::Error;
@@ -66,6 +67,7 @@ fn snr(got: &[f32], seconds: f64, delay: f64) -> f64 {
     10.0 * (signal / noise).log10()
 }
 
+#[derive(Clone)]
 struct Chunk(&'static [u8; 4], Vec<u8>);
 
 fn riff(chunks: &[Chunk]) -> Vec<u8> {
@@ -180,19 +182,75 @@ fn every_format_decodes_to_the_signal_in_time() {
 #[test]
 fn a_stream_gives_the_same_samples_as_a_file() {
     for (name, ..) in FIXTURES {
-        // MP3 and AAC without a tag are taken for raw samples, CAF and MP4 with the index at its end need a file.
-        if ["bare.mp3", "sweep.mp2", "sweep.aac", "sweep.caf", "end.m4a", "opus.mp4"].contains(&name) {
-            continue;
-        }
         let want = decode_file(name);
-        let reader = AudioReader::from_stream(Dribble(Cursor::new(bytes_of(name)), 0)).unwrap();
-        let (got, error) = drain(reader);
-        assert!(error.is_none(), "{name}: {error:?}");
-        assert!(got == want, "{name}: {} samples, not {}", got.len(), want.len());
+        let redirected = AudioReader::from_file(File::open(fixture(name)).unwrap());
+        let piped = AudioReader::from_stream(Dribble(Cursor::new(bytes_of(name)), 0));
+        for reader in [redirected, piped] {
+            let (got, error) = drain(reader.unwrap());
+            assert!(error.is_none(), "{name}: {error:?}");
+            assert!(got == want, "{name}: {} samples, not {}", got.len(), want.len());
+        }
     }
-    for name in ["end.m4a", "opus.mp4", "sweep.caf"] {
-        let error = failure(decode_stream(bytes_of(name)));
-        assert!(error.contains("pass it as a file"), "{name}: {error}");
+}
+
+#[test]
+fn a_redirected_file_is_read_from_where_it_is() {
+    let samples = ramp(500);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[&[7; 100][..], &le_bytes(&samples)].concat()).unwrap();
+    for (start, want) in [(100, &samples[..]), (300, &samples[100..])] {
+        let mut file = file.try_clone().unwrap();
+        file.seek(SeekFrom::Start(start)).unwrap();
+        let (got, error) = drain(AudioReader::from_file(file).unwrap());
+        assert!(error.is_none());
+        assert_eq!(got, as_floats(want));
+    }
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[&[7; 100][..], &bytes_of("end.m4a")].concat()).unwrap();
+    file.seek(SeekFrom::Start(100)).unwrap();
+    assert!(drain(AudioReader::from_file(file).unwrap()).0 == decode_file("end.m4a"));
+}
+
+#[test]
+fn formats_that_cannot_be_read_are_not_taken_for_raw_samples() {
+    let mut transport = [&[0x47, 0x40, 0x11, 0x10][..], &[0; 184]].concat().repeat(100);
+    transport[400..2000].iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = 0xfe);
+    for (bytes, text) in [
+        (b".snd\0\0\0\x18\xff\xff\xff\xff\0\0\0\x03".to_vec(), "an AU file"),
+        (vec![0x0b, 0x77, 0xb1, 0xe7, 0x8c, 0x40, 0x2f, 0x84, 0x29, 0xf3, 0xfe, 0x75, 0x7c], "an AC-3 file"),
+        (b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0".to_vec(), "a Wave64 file"),
+        (b"RIFF\0\0\0\0AVI LIST".to_vec(), "a RIFF file of type"),
+        (b"#!AMR\n\x04\x04\x04\x04\x04\x04\x04".to_vec(), "an AMR file"),
+        (transport.clone(), "MPEG-TS is not supported"),
+    ] {
+        for error in [failure(decode_stream(bytes.clone())), failure(decode_bytes_as_file(&bytes))] {
+            assert!(error.contains(text), "{error} should say {text}");
+        }
+    }
+    // ADTS inside does not make it ADTS.
+    let adts = bytes_of("sweep.aac");
+    for (packet, part) in transport.chunks_exact_mut(188).skip(1).zip(adts.chunks_exact(184)) {
+        packet[4..].copy_from_slice(part);
+    }
+    assert!(failure(decode_bytes_as_file(&transport)).contains("MPEG-TS is not supported"));
+    // Raw samples that begin like it, and like MPEG audio.
+    for start in [&[0x47, 0x40][..], &[0xff, 0xfb, 0x90, 0x64]] {
+        for n in [10, 188, 3000] {
+            let bytes = [start, &vec![1; n]].concat();
+            assert_eq!(decode_stream(bytes.clone()).unwrap().0.len(), bytes.len() / 2);
+        }
+    }
+}
+
+#[test]
+fn speex_is_named() {
+    let mut bytes = b"OggS\0\x02".to_vec();
+    bytes.resize(26, 0);
+    bytes.extend([1, 80]);
+    bytes.extend(b"Speex   1.2.1");
+    bytes.resize(28 + 80, 0);
+    for error in [failure(decode_bytes_as_file(&bytes)), failure(decode_stream(bytes))] {
+        assert!(error.starts_with("unsupported audio: an audio codec (Speex)"), "{error}");
     }
 }
 
@@ -244,10 +302,26 @@ fn wav_samples_of_every_width_are_exact() {
 
 #[test]
 fn floats_beyond_full_scale_pass() {
-    let (samples, _) = decode_stream(wav(3, 1, 16_000, 32, floats([3.5, -200.0]))).unwrap();
-    assert_eq!(samples, [3.5, -200.0]);
-    let (samples, _) = decode_stream(wav(3, 1, 16_000, 32, floats([f64::NAN]))).unwrap();
-    assert!(samples[0].is_nan());
+    let (samples, error) = decode_stream(wav(3, 1, 16_000, 32, floats([3.5, -128.0]))).unwrap();
+    assert!(error.is_none());
+    assert_eq!(samples, [3.5, -128.0]);
+}
+
+#[test]
+fn samples_that_are_no_sound_end_the_audio_at_any_rate() {
+    for rate in [16_000, 44_100, 8000] {
+        for bad in [f64::NAN, f64::INFINITY, 1e30, -200.0] {
+            for at in [0, 1, 20_000, 44_099] {
+                let mut data = vec![0.25; 44_100];
+                data[at] = bad;
+                let (samples, error) = decode_stream(wav(3, 1, rate, 32, floats(data))).unwrap();
+                let found = matches!(error, Some(Error::InvalidSample { index, .. }) if index == at as u64);
+                assert!(found, "{rate} Hz, {bad} at {at}: {error:?}");
+                assert_eq!(samples.len(), (at * 16_000).div_ceil(rate as usize), "{rate} Hz, {bad} at {at}");
+                assert!(samples.iter().all(|sample| sample.is_finite() && sample.abs() < 0.5));
+            }
+        }
+    }
 }
 
 #[test]
@@ -306,9 +380,18 @@ fn sizes_that_pipes_write_mean_up_to_the_end() {
         assert!(error.is_none(), "{data_len:#x}: {error:?}");
         assert_eq!(got, as_floats(&samples), "{data_len:#x}");
     }
-    // No audio, and a list after it.
-    let bytes = riff(&[format_chunk(1, 1, 16_000, 16), Chunk(b"data", vec![]), Chunk(b"LIST", vec![65; 64])]);
-    assert!(decode_stream(bytes).unwrap().0.is_empty());
+    // A correct size around audio data without one.
+    let mut bytes = plain.clone();
+    bytes[40..44].fill(0);
+    let (got, error) = decode_stream(bytes).unwrap();
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(got, as_floats(&samples));
+    // No audio, and lists after it.
+    let list = |len| Chunk(b"LIST", vec![65; len]);
+    for lists in [vec![list(64)], vec![list(3), list(70_000)], vec![list(2_000_000), list(1)]] {
+        let chunks = [vec![format_chunk(1, 1, 16_000, 16), Chunk(b"data", vec![])], lists].concat();
+        assert!(decode_stream(riff(&chunks)).unwrap().0.is_empty());
+    }
 }
 
 #[test]
@@ -643,6 +726,28 @@ fn damage_that_decoders_panic_on_is_an_error() {
     adpcm[200..end].fill(0x88); // steps that triple with every sample
     let (samples, _) = decode_bytes_as_file(&adpcm).unwrap();
     assert!(samples.len() > 4000 && samples.iter().all(|sample| sample.is_finite()));
+}
+
+/// A Core Audio file of 64-bit floats, with this many bytes and frames per packet.
+fn caf(bytes_per_packet: u32, frames_per_packet: u32, channels: u32) -> Vec<u8> {
+    let mut bytes = b"caff\0\x01\0\0desc".to_vec();
+    bytes.extend(32_u64.to_be_bytes());
+    bytes.extend(16_000_f64.to_be_bytes());
+    bytes.extend(b"lpcm\0\0\0\x01");
+    bytes.extend([bytes_per_packet, frames_per_packet, channels, 64].map(u32::to_be_bytes).as_flattened());
+    bytes.extend(b"data");
+    bytes.extend(8004_u64.to_be_bytes());
+    bytes.extend(vec![0; 8004]);
+    bytes
+}
+
+#[test]
+fn claimed_packet_sizes_are_not_allocated() {
+    assert_eq!(decode_bytes_as_file(&caf(8, 1, 1)).unwrap().0.len(), 1000);
+    for (bytes, frames, channels) in [(8, u32::MAX, 1), (8, 0x7fff_ffff, 2), (64, 1 << 22, 2), (8 << 20, 1 << 23, 1)] {
+        let error = decode_bytes_as_file(&caf(bytes, frames, channels)).unwrap_err();
+        assert!(matches!(&error, Error::DamagedAudio(text) if text.contains("samples per packet")), "{error}");
+    }
 }
 
 // Resampling

@@ -97,6 +97,16 @@ fn wav_headers_that_make_no_sense() {
     assert_audio_refused("nothing.wav", &wav(1, 1, 16_000, 16, &[]), &["no audio"]);
 }
 
+/// A Core Audio file whose packets would fill the memory.
+#[test]
+fn packets_too_large_to_be_true() {
+    let mut caf = b"caff\0\x01\0\0desc\0\0\0\0\0\0\0\x20\x40\xcf\x40\0\0\0\0\0lpcm\0\0\0\x01".to_vec();
+    caf.extend([8, u32::MAX, 1, 64].map(u32::to_be_bytes).as_flattened());
+    caf.extend(b"data\0\0\0\0\0\0\x1f\x44");
+    caf.resize(caf.len() + 8004, 0);
+    assert_audio_refused("boom.caf", &caf, &["damaged audio", "4294967295 samples per packet"]);
+}
+
 #[test]
 fn a_file_that_ends_early_gives_what_is_there_and_then_says_so() {
     let whole = std::fs::read(project("samples/slt_numbers.wav")).unwrap();
@@ -112,10 +122,37 @@ fn samples_that_are_no_sound() {
         let stdout = assert_audio_refused("bad.wav", &floats(&samples), &["sample 9000", shown]);
         assert_eq!(stdout, "\n");
     }
+    // where it has to be resampled too, and then the index is that of the file
+    for bad in [f32::NAN, f32::INFINITY, 1e30] {
+        let mut samples = vec![0.01_f32; 44_100];
+        samples[9000] = bad;
+        let bytes: Vec<u8> = samples.iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert_audio_refused("bad.wav", &wav(3, 1, 44_100, 32, &bytes), &["sample 9000"]);
+    }
     // somewhat over full scale is usual in float files
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("loud.wav"), floats(&[1.5; 16_000])).unwrap();
     assert_eq!(run(&tiny_model(), &dir.path().join("loud.wav")).0, Some(0));
+}
+
+/// Standard input that is a file is read like one.
+#[test]
+fn redirected_files() {
+    let redirect = |path: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_voxtral"));
+        let stdin = std::fs::File::open(path).unwrap();
+        command.arg("-d").arg(tiny_model()).arg("--stdin").stdin(stdin).output().unwrap()
+    };
+    for name in ["end.m4a", "sweep.caf", "bare.mp3"] {
+        let output = redirect(&project("tests/audio").join(name));
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.au");
+    std::fs::write(&path, [&b".snd\0\0\0\x18"[..], &[0; 4000]].concat()).unwrap();
+    let output = redirect(&path);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("an AU file"));
 }
 
 /// A copy of the shipped model with one change, and what the program says about it.

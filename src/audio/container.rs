@@ -202,9 +202,6 @@ fn open_error(fault: Fault, format: Format, seekable: bool) -> Error {
         Fault::Unsupported(text) if text.contains("moov") && seekable => {
             Error::DamagedAudio("the MP4 file has no index (moov); it is cut off, or was never finished".into())
         }
-        Fault::IoError(_) if format == Format::Caf && !seekable => {
-            Error::UnsupportedAudio("a CAF stream; pass it as a file, not through a pipe".into())
-        }
         Fault::IoError(_) => Error::DamagedAudio(format!("the {name} file ends before its audio data")),
         Fault::Unsupported(text) if text.contains("moov") => Error::UnsupportedAudio(
             "an MP4 stream with its index (moov) at the end; pass it as a file, not through a pipe".into(),

@@ -4,11 +4,22 @@
 //! [`SIGNATURE_LEN`] bytes. MPEG audio and ADTS have none, only frame headers that random bytes imitate once in a few
 //! thousand, so they count as found when several frames follow one another without a gap.
 
+use crate::Error;
+
 /// Bytes that [`by_signature`] wants to see.
 pub(super) const SIGNATURE_LEN: usize = 12;
 
 /// Bytes that [`frames_start`] wants to see.
 pub(super) const SCAN_LEN: usize = 64 * 1024;
+
+/// Bytes that [`is_speex`] wants to see.
+pub(super) const OGG_HEADER_LEN: usize = 27 + 255 + 8;
+
+/// Whether the first packet of an Ogg file is the header of Speex.
+pub(super) fn is_speex(head: &[u8]) -> bool {
+    let packet = head.get(26).and_then(|&segments| head.get(27 + usize::from(segments)..));
+    packet.is_some_and(|packet| packet.starts_with(b"Speex   "))
+}
 
 /// Bytes that [`id3_len`] wants to see.
 pub(super) const ID3_HEADER_LEN: usize = 10;
@@ -18,6 +29,14 @@ const PROOF_FRAMES: usize = 4;
 
 /// Frames in a row that prove an MPEG stream at the very first byte.
 const PROOF_FRAMES_AT_START: usize = 2;
+
+/// Bytes that tell the length of a frame.
+const FRAME_HEADER_LEN: usize = 6;
+
+/// MPEG-TS: the first byte of every packet, the length of packets, and how many in a row prove a stream.
+const TS_SYNC: u8 = 0x47;
+const TS_PACKET_LEN: usize = 188;
+const TS_PACKETS: usize = 5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -130,6 +149,62 @@ fn frames_in_a_row(bytes: &[u8], wanted: usize, whole: bool) -> usize {
     wanted
 }
 
+/// What a stream without a signature is, as far as its first bytes tell.
+pub(super) enum Start {
+    /// MPEG audio or ADTS.
+    Frames,
+    /// Of a format that is known, and can't be read.
+    Refused(Error),
+    /// None of these.
+    Unknown,
+    /// This many bytes from the start are needed to tell.
+    Needs(usize),
+}
+
+/// Judges the first bytes of a stream, [`SIGNATURE_LEN`] of them or all. Nearly always that is enough.
+pub(super) fn judge_start(head: &[u8]) -> Start {
+    if let Some(error) = unsupported(head) {
+        return Start::Refused(error);
+    }
+    let mut kind = None;
+    let mut position = 0;
+    for _ in 0..PROOF_FRAMES {
+        let Some(bytes) = head.get(position..position + FRAME_HEADER_LEN) else {
+            return Start::Needs(position + FRAME_HEADER_LEN);
+        };
+        match frame_header(bytes) {
+            Some(frame) if *kind.get_or_insert(frame.kind) == frame.kind => position += frame.len,
+            _ if position > 0 || head[0] != TS_SYNC => return Start::Unknown,
+            _ => return transport_start(head),
+        }
+    }
+    Start::Frames
+}
+
+/// Judges the first bytes of what may be MPEG-TS.
+fn transport_start(head: &[u8]) -> Start {
+    for position in (0..TS_PACKETS).map(|i| i * TS_PACKET_LEN) {
+        match head.get(position) {
+            Some(&TS_SYNC) => {}
+            Some(_) => return Start::Unknown,
+            None => return Start::Needs(position + 1),
+        }
+    }
+    Start::Refused(transport_error())
+}
+
+fn transport_error() -> Error {
+    Error::UnsupportedAudio("MPEG-TS is not supported".into())
+}
+
+/// The error for first bytes that are known to be no audio that can be read.
+pub(super) fn unsupported(head: &[u8]) -> Option<Error> {
+    if (0..TS_PACKETS).all(|i| head.get(i * TS_PACKET_LEN) == Some(&TS_SYNC)) {
+        return Some(transport_error());
+    }
+    known(head).map(Error::UnknownAudio)
+}
+
 struct Frame {
     /// The bits that stay the same for a whole stream.
     kind: [u8; 2],
@@ -182,25 +257,43 @@ fn frame_header(bytes: &[u8]) -> Option<Frame> {
     Some(Frame { kind: [b1 & 0xfe, b2 & 0x0c], len })
 }
 
-/// What the first bytes of an unknown file look like, for the error message.
-pub(super) fn describe_unknown(head: &[u8]) -> String {
-    const KNOWN: [(&[u8], &str); 7] = [
+/// The name of a format that can't be read, from its signature.
+fn known(head: &[u8]) -> Option<String> {
+    const KNOWN: [(&[u8], &str); 9] = [
         (&[0x30, 0x26, 0xb2, 0x75], "a WMA or other ASF file"),
         (b"#!AMR", "an AMR file"),
         (b".snd", "an AU file"),
         (b"wvpk", "a WavPack file"),
         (b"MAC ", "a Monkey's Audio file"),
+        (b"TTA1", "a TTA file"),
+        (b"riff\x2e\x91\xcf\x11", "a Wave64 file"),
         (b"PK\x03\x04", "a ZIP archive"),
         (b"%PDF", "a PDF document"),
     ];
+    if let Some((_, name)) = KNOWN.iter().find(|(bytes, _)| head.starts_with(bytes)) {
+        return Some((*name).into());
+    }
+    if head.starts_with(b"RIFF") && head.len() >= SIGNATURE_LEN {
+        return Some(format!("a RIFF file of type {:?}", String::from_utf8_lossy(&head[8..12])));
+    }
+    // ETSI TS 102 366 §4.3 and §E.1.2: the version is up to 8 for AC-3, after that sizes follow; 11 to 16 for E-AC-3.
+    match head {
+        [0x0b, 0x77, _, _, code, version, ..]
+            if code >> 6 < 3 && version >> 3 <= 8 && code & 63 < 38 || (11..=16).contains(&(version >> 3)) =>
+        {
+            Some("an AC-3 file".into())
+        }
+        _ => None,
+    }
+}
+
+/// What the first bytes of an unknown file look like, for the error message.
+pub(super) fn describe_unknown(head: &[u8]) -> String {
     if head.is_empty() {
         return "an empty file".into();
     }
-    if let Some((_, name)) = KNOWN.iter().find(|(bytes, _)| head.starts_with(bytes)) {
-        return (*name).into();
-    }
-    if head.starts_with(b"RIFF") && head.len() >= SIGNATURE_LEN {
-        return format!("a RIFF file of type {:?}", String::from_utf8_lossy(&head[8..12]));
+    if let Some(name) = known(head) {
+        return name;
     }
     let text = match std::str::from_utf8(head) {
         Ok(text) => Some(text),

@@ -14,6 +14,9 @@ pub use reader::AudioReader;
 
 use crate::{Error, Result};
 
+/// Any byte stream.
+type Bytes = Box<dyn std::io::Read + Send + Sync>;
+
 /// Samples per second of everything behind [`AudioReader`].
 pub const SAMPLE_RATE: u32 = 16_000;
 

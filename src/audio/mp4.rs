@@ -9,7 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 /// Largest index that is searched; some 100 hours of AAC.
 const MAX_INDEX: u64 = 256 * 1024 * 1024;
 
-/// Largest atom before the index of a stream that is taken into memory.
+/// Bytes before the index of a stream that are taken into memory.
 const MAX_BEFORE: u64 = 1024 * 1024;
 
 /// The part of a track that is to be heard.
@@ -40,13 +40,14 @@ pub(super) fn edits_of_file(file: &mut File) -> std::io::Result<Vec<Edit>> {
     Ok(edits)
 }
 
-/// The edits of a stream with its index in front. `taken` gets the bytes read.
-pub(super) fn edits_of_stream(stream: &mut impl Read, taken: &mut Vec<u8>) -> std::io::Result<Vec<Edit>> {
+/// The edits of a stream with its index in front; `None` if its audio comes first. `taken` gets the bytes read.
+pub(super) fn edits_of_stream(stream: &mut impl Read, taken: &mut Vec<u8>) -> std::io::Result<Option<Vec<Edit>>> {
     while let Some((kind, head_len, len)) = atom(stream, taken)? {
         let most = match &kind {
             b"moov" => MAX_INDEX,
-            b"mdat" | b"moof" => 0,
-            _ => MAX_BEFORE,
+            b"mdat" => return Ok(None),
+            b"moof" => 0,
+            _ => MAX_BEFORE.saturating_sub(taken.len() as u64),
         };
         if len > most {
             break;
@@ -54,10 +55,10 @@ pub(super) fn edits_of_stream(stream: &mut impl Read, taken: &mut Vec<u8>) -> st
         let start = taken.len();
         stream.take(len - head_len).read_to_end(taken)?;
         if &kind == b"moov" {
-            return Ok(edits_of_movie(&taken[start..]));
+            return Ok(Some(edits_of_movie(&taken[start..])));
         }
     }
-    Ok(Vec::new())
+    Ok(Some(Vec::new()))
 }
 
 fn edits_of_index(reader: &mut impl Read, len: u64) -> std::io::Result<Vec<Edit>> {
@@ -129,4 +130,20 @@ fn children(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
 /// A big-endian number of `width` bytes.
 fn be(bytes: &[u8], at: usize, width: usize) -> Option<u64> {
     Some(bytes.get(at..at + width)?.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_before_the_index_is_kept_within_bounds() {
+        let mut atom = b"\x00\x00\xff\xf0free".to_vec();
+        atom.resize(0xfff0, 0);
+        let mut stream = std::io::Cursor::new(atom.repeat(100));
+        let mut taken = Vec::new();
+        assert!(edits_of_stream(&mut stream, &mut taken).unwrap().unwrap().is_empty());
+        assert!(taken.len() as u64 <= MAX_BEFORE, "{} bytes", taken.len());
+        assert_eq!(stream.position(), taken.len() as u64);
+    }
 }

@@ -12,20 +12,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use symphonia::core::io::ReadOnlySource;
 
 use super::container::{Complete, Container, channels_in_words};
-use super::detect::{self, Format};
+use super::detect::{self, Format, Start};
 use super::mp4;
 use super::resample::Resampler;
+use super::track::unsupported_codec;
 use super::wav::{Pcm, Wav};
+use super::{Bytes, check_samples};
 use crate::{Error, Result};
 
-/// Any byte stream.
-type Bytes = Box<dyn Read + Send + Sync>;
-
-/// Mono 16 kHz samples of any audio file or stream, decoded incrementally. Channels are averaged; samples are not
-/// checked for their range.
+/// Mono 16 kHz samples of any audio file or stream, decoded incrementally. Channels are averaged. A sample
+/// that is no sound, like NaN, ends the audio: see [`check_samples`].
 ///
 /// WAV (8 to 32-bit integers, floats, µ-law, A-law, ADPCM), MP3, MP2, AAC, FLAC, Ogg (Vorbis, Opus, FLAC), MP4 and M4A
 /// (AAC, ALAC, Opus), AIFF, CAF, Matroska and WebM are read, at any rate from 1 to 768 kHz.
+///
+/// All but two are read from streams as they come. CAF, and MP4 with its index (moov) at the end, need to seek: such a
+/// stream is copied, up to its end, to a file without a name in the directory for temporary files first.
 ///
 /// ```no_run
 /// # fn main() -> voxtral::Result<()> {
@@ -40,12 +42,14 @@ pub struct AudioReader {
     resampler: Resampler,
     /// Samples at the source's rate.
     block: Vec<f32>,
+    /// Samples that the source gave before `block`.
+    n_before: u64,
     end: End,
     description: String,
 }
 
 enum Source {
-    Pcm(Box<Pcm<Bytes>>),
+    Pcm(Box<Pcm>),
     Container(Box<Container>),
 }
 
@@ -86,14 +90,47 @@ impl AudioReader {
         })
     }
 
-    /// Reads a stream that can't seek, like standard input: a known format if it starts with its signature, else raw
-    /// signed 16-bit little-endian samples, 16 kHz, mono. MP3 without an ID3 tag has no signature.
+    /// Reads an open file from where it is, like standard input that was redirected; what it holds is decided as in
+    /// [`Self::from_stream`].
     ///
     /// # Errors
-    /// As for [`Self::open`]; [`Error::AudioIo`] if the stream can't be read.
+    /// As for [`Self::from_stream`].
+    pub fn from_file(mut file: File) -> Result<Self> {
+        // Formats that seek count from the first byte of the file.
+        if file.stream_position().map_err(Error::AudioIo)? != 0 {
+            return Self::from_stream(file);
+        }
+        let head = read_head(&mut file, detect::SIGNATURE_LEN).map_err(Error::AudioIo)?;
+        file.rewind().map_err(Error::AudioIo)?;
+        match detect::by_signature(&head) {
+            Some(format) => Self::with_format(Input::File(file), format),
+            None => Self::from_stream(file),
+        }
+    }
+
+    /// Reads a stream that can't seek, like standard input: a known format if it starts with its signature, MPEG audio
+    /// or ADTS if it starts with several frames, else raw signed 16-bit little-endian samples, 16 kHz, mono.
+    ///
+    /// # Errors
+    /// As for [`Self::open`], also for signatures of formats that can't be read; [`Error::AudioIo`] if the stream
+    /// can't be read.
     pub fn from_stream(mut reader: impl Read + Send + Sync + 'static) -> Result<Self> {
-        let head = read_head(&mut reader, detect::SIGNATURE_LEN).map_err(Error::AudioIo)?;
-        let format = detect::by_signature(&head);
+        let mut head = read_head(&mut reader, detect::SIGNATURE_LEN).map_err(Error::AudioIo)?;
+        let mut format = detect::by_signature(&head);
+        while format.is_none() {
+            match detect::judge_start(&head) {
+                Start::Frames => format = Some(Format::Frames),
+                Start::Refused(error) => return Err(error),
+                Start::Unknown => break,
+                Start::Needs(len) => {
+                    let more = read_head(&mut reader, len.saturating_sub(head.len())).map_err(Error::AudioIo)?;
+                    head.extend_from_slice(&more);
+                    if head.len() < len {
+                        break;
+                    }
+                }
+            }
+        }
         let bytes = Cursor::new(head).chain(reader);
         match format {
             Some(format) => Self::with_format(Input::Stream(Box::new(bytes)), format),
@@ -108,6 +145,7 @@ impl AudioReader {
             resampler: Resampler::passing(),
             source,
             block: Vec::new(),
+            n_before: 0,
             end: End::NotYet,
             description: "raw, 16000 Hz, 1 channel, 16-bit".into(),
         }
@@ -124,13 +162,16 @@ impl AudioReader {
                 }
                 Wav::Coded { header, data } => Source::stream(Box::new(Cursor::new(header).chain(data)), format)?,
             },
-            _ => match input {
-                Input::Stream(bytes) => Source::stream(bytes, format)?,
-                Input::File(file) => Source::file(file, format)?,
-            },
+            Format::Ogg => {
+                let (head, input) = input.peek(detect::OGG_HEADER_LEN).map_err(Error::AudioIo)?;
+                // The demuxer passes over what it does not know.
+                Source::open(input, format)
+                    .map_err(|error| if detect::is_speex(&head) { unsupported_codec("Speex") } else { error })?
+            }
+            _ => Source::open(input, format)?,
         };
         let resampler = Resampler::new(source.rate())?;
-        Ok(Self { source, resampler, block: Vec::new(), end: End::NotYet, description })
+        Ok(Self { source, resampler, block: Vec::new(), n_before: 0, end: End::NotYet, description })
     }
 
     /// Skips ID3v2 tags, and opens what they belong to.
@@ -152,6 +193,10 @@ impl AudioReader {
     /// from the first frame's bit rate, and cut the audio there.
     fn frames(mut bytes: Bytes) -> Result<Self> {
         let mut head = read_head(&mut bytes, detect::SCAN_LEN).map_err(Error::AudioIo)?;
+        // RIFF may hold MP3.
+        if let Some(error) = detect::unsupported(&head).filter(|_| !head.starts_with(b"RIFF")) {
+            return Err(error);
+        }
         let (format, start) = match detect::by_signature(&head) {
             Some(format @ Format::Flac) => (format, 0),
             _ => match detect::frames_start(&head, head.len() < detect::SCAN_LEN) {
@@ -168,6 +213,7 @@ impl AudioReader {
     ///
     /// # Errors
     /// [`Error::DamagedAudio`] or [`Error::AudioIo`], once all samples that could be decoded were delivered; then 0.
+    /// [`Error::InvalidSample`], once all samples before that one were; its index counts at the recording's own rate.
     pub fn read(&mut self, out: &mut Vec<f32>) -> Result<usize> {
         let before = out.len();
         while out.len() == before {
@@ -184,15 +230,19 @@ impl AudioReader {
     fn step(&mut self, out: &mut Vec<f32>) -> End {
         self.block.clear();
         let n_read = self.source.read(&mut self.block);
-        let resampled = match &n_read {
-            Ok(1..) => self.resample(out),
-            _ => self.resampler.finish(out),
-        };
-        match (n_read, resampled) {
-            (Err(error), _) | (Ok(_), Err(error)) => End::Error(error),
-            (Ok(0), Ok(())) => End::Reached,
-            (Ok(_), Ok(())) => End::NotYet,
+        // Before the resampler, which would spread a bad sample, or panic.
+        let checked = check_samples(&self.block, self.n_before);
+        if let Err(Error::InvalidSample { index, .. }) = checked {
+            self.block.truncate((index - self.n_before) as usize);
         }
+        self.n_before += self.block.len() as u64;
+        let resampled = if n_read.is_ok() && !self.block.is_empty() { self.resample(out) } else { Ok(()) };
+        let end = match (n_read, checked) {
+            (Err(error), _) | (_, Err(error)) => End::Error(error),
+            (Ok(0), _) => End::Reached,
+            _ => return resampled.map_or_else(End::Error, |()| End::NotYet),
+        };
+        resampled.and_then(|()| self.resampler.finish(out)).map_or_else(End::Error, |()| end)
     }
 
     fn resample(&mut self, out: &mut Vec<f32>) -> Result<()> {
@@ -248,12 +298,31 @@ impl Source {
         }
     }
 
+    fn open(input: Input, format: Format) -> Result<(Self, String)> {
+        let mut bytes = match input {
+            Input::File(file) => return Self::file(file, format),
+            Input::Stream(bytes) => bytes,
+        };
+        let needs_seeking = match format {
+            Format::Caf => true,
+            Format::Mp4 => {
+                let mut taken = Vec::new();
+                let edits = mp4::edits_of_stream(&mut bytes, &mut taken).map_err(Error::AudioIo)?;
+                bytes = Box::new(Cursor::new(taken).chain(bytes));
+                edits.is_none()
+            }
+            _ => false,
+        };
+        if needs_seeking { Self::file(spooled(bytes)?, format) } else { Self::stream(bytes, format) }
+    }
+
+    /// A stream that is read as it comes.
     fn stream(mut bytes: Bytes, format: Format) -> Result<(Self, String)> {
         let mut complete: Complete = Box::new(|| true);
         let mut edits = Vec::new();
         if format == Format::Mp4 {
             let mut taken = Vec::new();
-            edits = mp4::edits_of_stream(&mut bytes, &mut taken).map_err(Error::AudioIo)?;
+            edits = mp4::edits_of_stream(&mut bytes, &mut taken).map_err(Error::AudioIo)?.unwrap_or_default();
             bytes = Box::new(Cursor::new(taken).chain(bytes));
         }
         if format == Format::Matroska {
@@ -290,12 +359,42 @@ enum Input {
 }
 
 impl Input {
+    /// The first bytes, and the input as it was before.
+    fn peek(self, len: usize) -> std::io::Result<(Vec<u8>, Self)> {
+        match self {
+            Self::File(mut file) => {
+                let head = read_head(&mut file, len)?;
+                file.rewind()?;
+                Ok((head, Self::File(file)))
+            }
+            Self::Stream(mut bytes) => {
+                let head = read_head(&mut bytes, len)?;
+                let again = Cursor::new(head.clone()).chain(bytes);
+                Ok((head, Self::Stream(Box::new(again))))
+            }
+        }
+    }
+
     fn into_bytes(self) -> Bytes {
         match self {
             Self::File(file) => Box::new(file),
             Self::Stream(bytes) => bytes,
         }
     }
+}
+
+/// Copies a stream to a temporary file without a name, which is gone once it is closed.
+fn spooled(mut bytes: Bytes) -> Result<File> {
+    let mut copy = || -> std::io::Result<File> {
+        let mut file = tempfile::tempfile()?;
+        std::io::copy(&mut bytes, &mut file)?;
+        file.rewind()?;
+        Ok(file)
+    };
+    copy().map_err(|error| {
+        let text = format!("copying it to a temporary file in {}: {error}", std::env::temp_dir().display());
+        Error::AudioIo(std::io::Error::new(error.kind(), text))
+    })
 }
 
 /// Counts the bytes that were read.

@@ -21,6 +21,10 @@ use crate::{Error, Result};
 /// Seconds that an edit list may cut from the start; what is more is an edit, and its audio is kept.
 const MAX_EDIT_START: f64 = 1.0;
 
+/// Samples of all channels that a header may promise per packet: decoders allocate them before they see one. The
+/// longest packets of real codecs are thousands of times shorter.
+const MAX_PACKET_SAMPLES: u64 = 1 << 22;
+
 /// The decoding of one track; chained Ogg files start a new one in the middle.
 pub(super) struct Stream {
     pub(super) track: u32,
@@ -212,6 +216,11 @@ impl Decoder {
         if params.codec == codecs::CODEC_ID_OPUS {
             return Ok(Self::Opus(Box::new(Opus::new(params.extra_data.as_deref())?)));
         }
+        let frames = params.max_frames_per_packet.max(params.frames_per_block).unwrap_or(0);
+        let channels = params.channels.as_ref().map_or(1, |channels| channels.count().max(1));
+        if frames.saturating_mul(channels as u64) > MAX_PACKET_SAMPLES {
+            return Err(Error::DamagedAudio(format!("its header claims {frames} samples per packet")));
+        }
         match get_codecs().make_audio_decoder(params, &AudioDecoderOptions::default()) {
             Ok(decoder) => Ok(Self::Symphonia(decoder)),
             Err(fault) if get_codecs().get_audio_decoder(params.codec).is_some() => {
@@ -230,12 +239,16 @@ impl Decoder {
                     codecs::CODEC_ID_TTA => "TTA",
                     _ => "that is not known",
                 };
-                Err(Error::UnsupportedAudio(format!(
-                    "an audio codec ({name}); PCM, ADPCM, MP3, AAC, ALAC, FLAC, Vorbis and Opus are read"
-                )))
+                Err(unsupported_codec(name))
             }
         }
     }
+}
+
+pub(super) fn unsupported_codec(name: &str) -> Error {
+    Error::UnsupportedAudio(format!(
+        "an audio codec ({name}); PCM, ADPCM, MP3, AAC, ALAC, FLAC, Vorbis and Opus are read"
+    ))
 }
 
 /// Runs a demuxer or decoder, whose arithmetic may trust damaged data and panic.

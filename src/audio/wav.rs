@@ -4,10 +4,11 @@
 //! since files from pipes carry sizes that are no sizes; the format chunk is hound's to parse. Whole frames are
 //! delivered as soon as their bytes are there, and no size that a header claims is ever allocated.
 
-use std::io::{ErrorKind, Read};
+use std::io::{Cursor, ErrorKind, Read};
 
 use hound::{SampleFormat, WavReader};
 
+use super::Bytes;
 use super::resample::check_rate;
 use crate::{Error, Result};
 
@@ -17,22 +18,25 @@ const MAX_CHUNKS: usize = 10_000;
 /// Bytes of a `fmt ` or `fact` chunk that are kept.
 const MAX_KEPT: u64 = 1024;
 
+/// Bytes behind empty audio data that are searched for audio.
+const MAX_SEARCHED: u64 = 1024 * 1024;
+
 /// Bytes read at once.
 const BUFFER_LEN: usize = 64 * 1024;
 
 /// What the header led to.
-pub(super) enum Wav<R> {
-    Pcm(Pcm<R>),
+pub(super) enum Wav {
+    Pcm(Pcm),
     /// A codec that needs a decoder: a header with only the chunks that matter, then the data.
     Coded {
         header: Vec<u8>,
-        data: std::io::Take<R>,
+        data: std::io::Take<Bytes>,
     },
 }
 
 /// The samples of uncompressed audio.
-pub(super) struct Pcm<R> {
-    reader: R,
+pub(super) struct Pcm {
+    reader: Bytes,
     pub(super) rate: u32,
     pub(super) channels: u16,
     encoding: Encoding,
@@ -56,9 +60,9 @@ enum Encoding {
     F32,
 }
 
-impl<R: Read> Wav<R> {
+impl Wav {
     /// Reads the header, up to the first sample.
-    pub(super) fn open(mut reader: R) -> Result<Self> {
+    pub(super) fn open(mut reader: Bytes) -> Result<Self> {
         let mut riff = [0; 12];
         read_header(&mut reader, &mut riff)?;
         if &riff[..4] == b"RIFX" {
@@ -76,8 +80,15 @@ impl<R: Read> Wav<R> {
                 if format.is_empty() {
                     return Err(Error::DamagedAudio("the WAV header has no fmt chunk before its audio data".into()));
                 }
-                // An unpatched header of a recorder that crashed says RIFF ends here; there may be audio all the same.
-                let empty = len == 0 && !open_ended(riff_len) && u64::from(riff_len) + 8 > header_len;
+                // An unpatched header of a recorder that crashed says that there is no audio; RIFF may end here or not.
+                // There may be audio all the same.
+                let mut empty = false;
+                let left = (u64::from(riff_len) + 8).saturating_sub(header_len);
+                if len == 0 && !open_ended(riff_len) && left > 0 {
+                    let mut taken = Vec::new();
+                    empty = are_chunks(&mut reader, left, &mut taken)?;
+                    reader = Box::new(Cursor::new(taken).chain(reader));
+                }
                 let data_len = match data_len_64 {
                     Some(len_64) if len == u32::MAX => Some(len_64).filter(|&len| len != 0 && len < u64::MAX >> 1),
                     _ => (empty || !open_ended(len)).then_some(u64::from(len)),
@@ -102,7 +113,7 @@ impl<R: Read> Wav<R> {
         Err(Error::DamagedAudio(format!("the WAV header has {MAX_CHUNKS} chunks and no audio data")))
     }
 
-    fn with_format(reader: R, format: &[u8], fact: &[u8], data_len: Option<u64>) -> Result<Self> {
+    fn with_format(reader: Bytes, format: &[u8], fact: &[u8], data_len: Option<u64>) -> Result<Self> {
         if format.len() < 16 {
             return Err(Error::DamagedAudio(format!("the WAV fmt chunk has {} bytes of 16", format.len())));
         }
@@ -149,13 +160,13 @@ impl<R: Read> Wav<R> {
     }
 }
 
-impl<R: Read> Pcm<R> {
+impl Pcm {
     /// 16-bit mono samples at 16 kHz, up to the end of the stream.
-    pub(super) fn raw(reader: R) -> Self {
+    pub(super) fn raw(reader: Bytes) -> Self {
         Self::new(reader, super::SAMPLE_RATE, 1, Encoding::S16, None)
     }
 
-    fn new(reader: R, rate: u32, channels: u16, encoding: Encoding, promised: Option<u64>) -> Self {
+    fn new(reader: Bytes, rate: u32, channels: u16, encoding: Encoding, promised: Option<u64>) -> Self {
         let frame = encoding.width() * usize::from(channels);
         let second = frame.saturating_mul(rate as usize);
         let len = (BUFFER_LEN.min(second) / frame).max(1) * frame;
@@ -275,6 +286,29 @@ pub(super) fn ends_early(seconds: f64, promised: f64) -> Error {
 /// Whether a size is what writers put there when they don't know it: 0, or near the largest signed or unsigned number.
 fn open_ended(len: u32) -> bool {
     len == 0 || len >= 0xffff_ff00 || (0x7fff_0000..=0x8000_0100).contains(&len)
+}
+
+/// Whether the next bytes are chunks that end where `left` bytes end. `taken` gets what was read to find out.
+fn are_chunks(reader: &mut impl Read, mut left: u64, taken: &mut Vec<u8>) -> Result<bool> {
+    while left > 0 && (taken.len() as u64) < MAX_SEARCHED {
+        let start = taken.len();
+        reader.take(left.min(8)).read_to_end(taken).map_err(Error::AudioIo)?;
+        let Some((name, len)) = taken[start..].split_at_checked(4).filter(|(_, len)| len.len() == 4) else {
+            return Ok(false);
+        };
+        let len = u64::from(le32(len));
+        left -= 8;
+        if len > left || !name.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+            return Ok(false);
+        }
+        let padded = (len + len % 2).min(left);
+        let wanted = padded.min(MAX_SEARCHED);
+        if (reader.take(wanted).read_to_end(taken).map_err(Error::AudioIo)? as u64) < wanted {
+            return Ok(false);
+        }
+        left -= padded;
+    }
+    Ok(true)
 }
 
 /// A WAV header with just these chunks, for a parser that shall see nothing else.

@@ -76,7 +76,10 @@ impl PcmStream {
 fn open(input: &Input, raw: bool) -> Result<AudioReader> {
     match (input, raw) {
         (Input::Stdin, true) => Ok(AudioReader::raw(io::stdin())),
-        (Input::Stdin, false) => AudioReader::from_stream(io::stdin()),
+        (Input::Stdin, false) => match redirected_file() {
+            Some(file) => AudioReader::from_file(file),
+            None => AudioReader::from_stream(io::stdin()),
+        },
         (Input::File(path), false) => AudioReader::open(path),
         (Input::File(path), true) => {
             let io = |error| Error::Io { path: path.clone(), error };
@@ -87,6 +90,16 @@ fn open(input: &Input, raw: bool) -> Result<AudioReader> {
             Ok(AudioReader::raw(file))
         }
     }
+}
+
+/// Standard input, where it is a file that can seek.
+fn redirected_file() -> Option<File> {
+    #[cfg(unix)]
+    let owned = std::os::fd::AsFd::as_fd(&io::stdin()).try_clone_to_owned();
+    #[cfg(windows)]
+    let owned = std::os::windows::io::AsHandle::as_handle(&io::stdin()).try_clone_to_owned();
+    let file = File::from(owned.ok()?);
+    file.metadata().ok()?.is_file().then_some(file)
 }
 
 fn send_all(mut reader: AudioReader, sender: &SyncSender<Piece>) -> Result<()> {
