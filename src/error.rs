@@ -28,7 +28,7 @@ pub enum Error {
     /// Reading the audio's bytes failed.
     #[error("cannot read audio: {0}")]
     AudioIo(std::io::Error),
-    /// A sample that is no sound: not finite, or far outside -1..1.
+    /// A sample that is no sound: not finite, or far outside -1..1. The index counts at the rate of what was read.
     #[error("sample {index} is {value:?}: samples must be finite and within ±{limit}", limit = crate::audio::MAX_SAMPLE)]
     InvalidSample { index: u64, value: f32 },
     /// An option outside its range.
