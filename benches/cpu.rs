@@ -73,7 +73,12 @@ fn end_to_end(dir: &Path, options: &BackendOptions) {
         session.finish();
         engine.advance(&mut [&mut session]).unwrap();
     });
-    println!("{}: {seconds:.1} s of audio in {:.0} ms, {:.1} xRT", dir.display(), ms(time), seconds / time.as_secs_f64());
+    println!(
+        "{}: {seconds:.1} s of audio in {:.0} ms, {:.1} xRT",
+        dir.display(),
+        ms(time),
+        seconds / time.as_secs_f64()
+    );
 }
 
 fn ms(time: Duration) -> f64 {
@@ -137,7 +142,11 @@ fn stages(dir: &Path, options: &BackendOptions, threads: usize) {
         100.0 * rate(step) / rate(read)
     );
     for (rows, time) in prompt {
-        println!("decoder pass of {rows} positions: {:.0} ms, {:.1} steps", ms(time), time.as_secs_f64() / step.as_secs_f64());
+        println!(
+            "decoder pass of {rows} positions: {:.0} ms, {:.1} steps",
+            ms(time),
+            time.as_secs_f64() / step.as_secs_f64()
+        );
     }
 }
 
@@ -154,9 +163,7 @@ fn read(weights: &Weights) {
     };
     let all = weights.decoder.iter().flat_map(matrices).chain([weights.tok_embeddings.clone()]);
     let sum: u64 = all
-        .map(|tensor| {
-            tensor.data().par_chunks(1 << 15).map(sum).reduce(|| 0, u64::wrapping_add)
-        })
+        .map(|tensor| tensor.data().par_chunks(1 << 15).map(sum).reduce(|| 0, u64::wrapping_add))
         .fold(0, u64::wrapping_add);
     std::hint::black_box(sum);
 }

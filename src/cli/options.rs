@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use voxtral::backend::BackendOptions;
+use voxtral::backend::{BackendOptions, CudaOptions};
 use voxtral::output::Style;
 use voxtral::{Delay, SessionOptions};
 
@@ -154,7 +154,7 @@ impl Options {
             session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt },
             style: if a.tokens { Style::TokenIds } else { Style::Text },
             device: a.device,
-            backend: BackendOptions { threads: a.threads.map(usize::from) },
+            backend: BackendOptions { threads: a.threads.map(usize::from), cuda: CudaOptions::default() },
             verbosity: match (a.silent, a.debug) {
                 (true, _) => Verbosity::Silent,
                 (_, true) => Verbosity::Debug,
@@ -217,7 +217,8 @@ mod tests {
 
     #[test]
     fn values() {
-        let o = parse("-d m --stdin --raw -I 0.08 --delay 2400 --threads 3 --tokens --device cpu --silent", &[]).unwrap();
+        let o =
+            parse("-d m --stdin --raw -I 0.08 --delay 2400 --threads 3 --tokens --device cpu --silent", &[]).unwrap();
         assert_eq!((o.inputs, o.raw), (vec![Input::Stdin], true));
         assert_eq!((o.session.interval, o.session.delay.unwrap().tokens()), (Duration::from_millis(80), 30));
         assert_eq!((o.backend.threads, o.style), (Some(3), Style::TokenIds));

@@ -294,7 +294,9 @@ fn alternatives_are_near_texts() {
         if let [best, others @ ..] = token.alternatives.as_slice() {
             lists += 1;
             assert_eq!((best.id, best.text.as_str()), (token.id, token.text.as_str()));
-            assert!(!others.is_empty() && others.iter().all(|a| a.id >= 1000 && a.probability * 5.0 >= best.probability));
+            assert!(
+                !others.is_empty() && others.iter().all(|a| a.id >= 1000 && a.probability * 5.0 >= best.probability)
+            );
         }
     }
     assert!(lists > 0);

@@ -114,7 +114,11 @@ impl Tokenizer {
         }
 
         let mut find = |name: &str, official: u32| {
-            let id = raw.special_tokens.iter().find(|s| s.token_str.as_deref() == Some(name)).map_or(official.into(), |s| s.rank);
+            let id = raw
+                .special_tokens
+                .iter()
+                .find(|s| s.token_str.as_deref() == Some(name))
+                .map_or(official.into(), |s| s.rank);
             if id >= n_special {
                 faults.push(format!("{name} has id {id}, but only {n_special} ids are special"));
             }

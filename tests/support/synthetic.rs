@@ -46,8 +46,24 @@ impl Preset {
     /// About 1 MB; both windows are shorter than the prompt.
     pub fn tiny() -> Self {
         Self {
-            encoder: Dims { dim: 48, n_layers: 3, head_dim: 16, hidden_dim: 112, n_heads: 4, n_kv_heads: 4, window: 50 },
-            decoder: Dims { dim: 96, n_layers: 3, head_dim: 16, hidden_dim: 160, n_heads: 8, n_kv_heads: 2, window: 30 },
+            encoder: Dims {
+                dim: 48,
+                n_layers: 3,
+                head_dim: 16,
+                hidden_dim: 112,
+                n_heads: 4,
+                n_kv_heads: 4,
+                window: 50,
+            },
+            decoder: Dims {
+                dim: 96,
+                n_layers: 3,
+                head_dim: 16,
+                hidden_dim: 160,
+                n_heads: 8,
+                n_kv_heads: 2,
+                window: 30,
+            },
             vocab_size: 1600,
             seed: 99,
             favoured: vec![32, 33, 1044, 1046, 1142, 1159, 1164, 1169, 1195, 1240, 1259, 1261, 1269],

@@ -141,7 +141,8 @@ unsafe fn attend_tile_generic<S: Simd>(t: &Task<'_>, scores: &mut Vec<f32>) {
     scores.clear();
     scores.resize(TILE * n_slots, 0.0);
 
-    let block_of = |i: usize| t.kv_head * t.ring.n_blocks + ((first_block + i as u64) % t.ring.n_blocks as u64) as usize;
+    let block_of =
+        |i: usize| t.kv_head * t.ring.n_blocks + ((first_block + i as u64) % t.ring.n_blocks as u64) as usize;
     unsafe {
         let mut i = 0;
         while i < n_blocks {

@@ -67,9 +67,8 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
         let (weight, out) = (product.weight.data().as_ptr(), product.out.as_mut_ptr());
         for first in (0..n).step_by(cols) {
             // SAFETY: `first < n`, so all three stay inside their slices.
-            let (weight, bias, out) = unsafe {
-                (weight.add(first * k), product.bias.map(|b| b.as_ptr().add(first)), out.add(first))
-            };
+            let (weight, bias, out) =
+                unsafe { (weight.add(first * k), product.bias.map(|b| b.as_ptr().add(first)), out.add(first)) };
             let bias = bias.unwrap_or(std::ptr::null());
             tasks.push(Task { x: x.as_ptr(), weight, bias, out, m, n: cols.min(n - first), k, out_stride: n });
         }

@@ -73,10 +73,8 @@ impl Stack {
     pub fn forward(&self, x: &mut [f32], segments: &mut [Segment<'_>], trace: &mut Option<TraceSink>) {
         let p = &self.params;
         let rows = x.len() / p.dim;
-        let angles: Vec<_> = segments
-            .iter()
-            .flat_map(|s| (0..s.n_rows).map(|i| self.rope.angles(s.position + i as u64)))
-            .collect();
+        let angles: Vec<_> =
+            segments.iter().flat_map(|s| (0..s.n_rows).map(|i| self.rope.angles(s.position + i as u64))).collect();
         let mut h = vec![0.0; x.len()]; // [rows, dim]
         let (mut q, mut o) = (vec![0.0; rows * p.q_dim()], vec![0.0; rows * p.q_dim()]);
         let (mut k, mut v) = (vec![0.0; rows * p.kv_dim()], vec![0.0; rows * p.kv_dim()]);

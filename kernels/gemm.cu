@@ -1,0 +1,231 @@
+// Products of activations with packed weights: out[m][n] = sum over k of x[m][k] w[n][k], BF16 in, F32 sums.
+//
+// Weights are packed in the order of the matrix unit's A operand (see pack.cu): tiles of 16 x 16, [n / 16][k / 16], 32 lanes
+// of 16 bytes each. Activations are the B operand, row-major. Every sum runs over k in ascending steps of 16 in one
+// accumulator, in every tile shape: a row's result does not depend on how many rows there are.
+//
+// N and K are multiples of 128. Grid: (N / BN, ceil(M / BM)); block: 32 * WN * WM threads; dynamic shared memory:
+// STAGES * (BN + BM) * BK * 2 bytes.
+
+#include "common.cuh"
+
+// What is done with the sums; the numbers are those of `Epilogue` in launch.rs.
+enum Epilogue : int {
+    STORE_F32 = 0,      // out f32 = sum + bias
+    ADD_F32 = 1,        // out f32 += sum + bias
+    GELU_F32 = 2,       // out f32 = gelu(sum + bias)
+    GELU_BF16 = 3,      // out bf16 = gelu(sum + bias)
+    SWIGLU_BF16 = 4,    // out bf16 = silu(gate) * up; weights are packed as pairs
+    QKV_BF16 = 5,       // out bf16 = sum + bias, queries and keys rotated; with `rows`, keys and values go to the rings
+    TOP1 = 6,           // best[m] = max of (sum, lowest n), as sortable bits
+};
+
+struct Gemm {
+    const uint4* weights;
+    const bf16* x;          // row m at x + (x_rows ? x_rows[m] : m) * x_stride
+    const int* x_rows;
+    const float* bias;      // [N], may be null
+    void* out;              // row m at out + (out_rows ? out_rows[m] : m) * out_stride
+    const int* out_rows;
+    const float2* rope;     // [M][head_dim / 2]
+    const Row* rows;        // [M], decoder only
+    unsigned long long* best;  // [M]
+    int x_stride, out_stride;
+    int m, n, k;
+    int epilogue;
+    int q_dim, kv_dim, head_dim;
+    int layer;
+};
+
+__device__ __forceinline__ unsigned long long sortable(float value, uint32_t id) {
+    uint32_t bits = __float_as_uint(value);
+    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    if (value != value) bits = ~0u;  // not a number: found by whoever reads the result
+    return static_cast<unsigned long long>(bits) << 32 | static_cast<uint32_t>(~id);
+}
+
+// Where the pair of outputs n, n + 1 of row m goes in QKV_BF16.
+__device__ __forceinline__ bf16* qkv_destination(const Gemm& g, int m, int n) {
+    if (g.rows == nullptr || n < g.q_dim) {
+        return static_cast<bf16*>(g.out) + static_cast<size_t>(m) * g.out_stride + n;
+    }
+    const Row& row = g.rows[m];
+    const int channel = n - g.q_dim;
+    const bool value = channel >= g.kv_dim;
+    if (row.kv == nullptr || channel >= 2 * g.kv_dim) return nullptr;
+    const size_t slot = row.position % row.n_slots;
+    const size_t plane = 2 * g.layer + (value ? 1 : 0);
+    return row.kv + (plane * row.n_slots + slot) * g.kv_dim + (value ? channel - g.kv_dim : channel);
+}
+
+// Outputs n and n + 1 of row m.
+__device__ __forceinline__ void store_pair(const Gemm& g, int m, int n, float a, float b) {
+    if (g.bias != nullptr) {
+        const float2 bias = *reinterpret_cast<const float2*>(g.bias + n);
+        a = __fadd_rn(a, bias.x);
+        b = __fadd_rn(b, bias.y);
+    }
+    if (g.epilogue == QKV_BF16) {
+        if (n < g.q_dim + g.kv_dim) {
+            const float2 turned = rotate(a, b, g.rope[m * (g.head_dim / 2) + n % g.head_dim / 2]);
+            a = turned.x;
+            b = turned.y;
+        }
+        bf16* out = qkv_destination(g, m, n);
+        if (out != nullptr) *reinterpret_cast<uint32_t*>(out) = pack_bf16(a, b);
+        return;
+    }
+    const size_t at = static_cast<size_t>(g.out_rows ? g.out_rows[m] : m) * g.out_stride + n;
+    if (g.epilogue == GELU_BF16) {
+        *reinterpret_cast<uint32_t*>(static_cast<bf16*>(g.out) + at) = pack_bf16(gelu(a), gelu(b));
+        return;
+    }
+    float2* out = reinterpret_cast<float2*>(static_cast<float*>(g.out) + at);
+    if (g.epilogue == ADD_F32) {
+        const float2 before = *out;
+        *out = make_float2(__fadd_rn(before.x, a), __fadd_rn(before.y, b));
+    } else if (g.epilogue == GELU_F32) {
+        *out = make_float2(gelu(a), gelu(b));
+    } else {
+        *out = make_float2(a, b);
+    }
+}
+
+// WN x WM warps, each with NT tiles of 16 weights by MT tiles of 8 rows.
+template <int WN, int WM, int NT, int MT, int BK, int STAGES>
+__device__ __forceinline__ void gemm(const Gemm& g) {
+    constexpr int BN = WN * NT * 16, BM = WM * MT * 8, THREADS = WN * WM * 32;
+    constexpr int W_BYTES = BN * BK * 2, X_BYTES = BM * BK * 2;
+    constexpr int K_TILES = BK / 16, CHUNKS = BK / 8;
+    constexpr int X_COPIES = (BM * CHUNKS + THREADS - 1) / THREADS;
+    extern __shared__ __align__(128) uint8_t shared[];
+    const uint32_t base = shared_address(shared);
+
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int warp_n = warp % WN, warp_m = warp / WN;
+    const int n_tile = blockIdx.x * (BN / 16), m_first = blockIdx.y * BM;
+    const int k_blocks = g.k / BK;
+
+    // 16-byte chunks of a row of x lie where no two of eight consecutive rows share a bank
+    auto place = [](int row, int chunk) {
+        return (row * CHUNKS + (BK == 32 ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8))) * 16;
+    };
+    const bf16* x_source[X_COPIES];
+    bool x_valid[X_COPIES];
+#pragma unroll
+    for (int i = 0; i < X_COPIES; i++) {
+        const int c = thread + i * THREADS, m = m_first + c / CHUNKS;
+        x_valid[i] = c < BM * CHUNKS && m < g.m;
+        const int row = x_valid[i] ? (g.x_rows ? g.x_rows[m] : m) : 0;
+        x_source[i] = g.x + static_cast<size_t>(row) * g.x_stride + c % CHUNKS * 8;
+    }
+    auto load = [&](int k_block) {
+        const uint32_t stage = base + k_block % STAGES * (W_BYTES + X_BYTES);
+#pragma unroll
+        for (int c = thread; c < BN * CHUNKS; c += THREADS) {
+            const int tile = c / (K_TILES * 32), rest = c % (K_TILES * 32);
+            copy_async(stage + c * 16,
+                       g.weights + (static_cast<size_t>(n_tile + tile) * (g.k / 16) + k_block * K_TILES) * 32 + rest);
+        }
+#pragma unroll
+        for (int i = 0; i < X_COPIES; i++) {
+            const int c = thread + i * THREADS;
+            if (BM * CHUNKS % THREADS == 0 || c < BM * CHUNKS) {
+                copy_async(stage + W_BYTES + place(c / CHUNKS, c % CHUNKS), x_source[i] + k_block * BK, x_valid[i]);
+            }
+        }
+    };
+
+    float sums[NT][MT][4] = {};
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < k_blocks) load(s);
+        copy_commit();
+    }
+    for (int k_block = 0; k_block < k_blocks; k_block++) {
+        copy_wait<STAGES - 2>();
+        if (THREADS > 32) __syncthreads(); else __syncwarp();
+        if (k_block + STAGES - 1 < k_blocks) load(k_block + STAGES - 1);
+        copy_commit();
+        const uint32_t stage = base + k_block % STAGES * (W_BYTES + X_BYTES);
+#pragma unroll
+        for (int k = 0; k < K_TILES; k++) {
+            uint32_t w[NT][4], x[MT][2];
+#pragma unroll
+            for (int i = 0; i < NT; i++) {
+                load_shared(w[i], stage + (((warp_n * NT + i) * K_TILES + k) * 32 + lane) * 16);
+            }
+            if constexpr (MT == 1) {
+                ldmatrix_x2(x[0][0], x[0][1], stage + W_BYTES + place(warp_m * 8 + lane % 8, 2 * k + lane / 8 % 2));
+            } else {
+#pragma unroll
+                for (int j = 0; j < MT; j += 2) {
+                    const int row = (warp_m * MT + j) * 8 + lane / 16 * 8 + lane % 8;
+                    uint32_t r[4];
+                    ldmatrix_x4(r, stage + W_BYTES + place(row, 2 * k + lane / 8 % 2));
+                    x[j][0] = r[0], x[j][1] = r[1], x[j + 1][0] = r[2], x[j + 1][1] = r[3];
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < NT; i++) {
+#pragma unroll
+                for (int j = 0; j < MT; j++) mma(sums[i][j], w[i], x[j][0], x[j][1]);
+            }
+        }
+    }
+
+    // a thread has, of each tile, weights 2 * (lane / 4) and the one after, rows 2 * (lane % 4) and the one after
+#pragma unroll
+    for (int j = 0; j < MT; j++) {
+#pragma unroll
+        for (int odd = 0; odd < 2; odd++) {
+            const int m = m_first + (warp_m * MT + j) * 8 + 2 * (lane % 4) + odd;
+            if (g.epilogue == TOP1) {
+                unsigned long long best = 0;
+#pragma unroll
+                for (int i = 0; i < NT; i++) {
+                    const int n = (n_tile + warp_n * NT + i) * 16 + 2 * (lane / 4);
+                    if (n < g.n) best = max(best, sortable(sums[i][j][odd], n));
+                    if (n + 1 < g.n) best = max(best, sortable(sums[i][j][2 + odd], n + 1));
+                }
+#pragma unroll
+                for (int offset = 4; offset < 32; offset *= 2) {
+                    best = max(best, __shfl_xor_sync(~0u, best, offset));
+                }
+                if (lane < 4 && m < g.m) atomicMax(g.best + m, best);
+                continue;
+            }
+            if (m >= g.m) continue;
+#pragma unroll
+            for (int i = 0; i < NT; i++) {
+                const int tile = n_tile + warp_n * NT + i;
+                if (g.epilogue != SWIGLU_BF16) {
+                    store_pair(g, m, tile * 16 + 2 * (lane / 4), sums[i][j][odd], sums[i][j][2 + odd]);
+                    continue;
+                }
+                // of two neighbouring tiles the first has the even, the second the odd outputs
+                bf16* out = static_cast<bf16*>(g.out) + static_cast<size_t>(m) * g.out_stride;
+                const float value = silu_times(sums[i][j][odd], sums[i][j][2 + odd]);
+                if constexpr (NT == 1) {
+                    out[tile / 2 * 16 + 2 * (lane / 4) + tile % 2] = __float2bfloat16_rn(value);
+                } else if (i % 2 == 1) {
+                    const float even = silu_times(sums[i - 1][j][odd], sums[i - 1][j][2 + odd]);
+                    *reinterpret_cast<uint32_t*>(out + tile / 2 * 16 + 2 * (lane / 4)) = pack_bf16(even, value);
+                }
+            }
+        }
+    }
+}
+
+#define GEMM_KERNEL(name, WN, WM, NT, MT, BK, STAGES)                                                \
+    extern "C" __global__ void __launch_bounds__(32 * WN * WM) name(const __grid_constant__ Gemm g) { \
+        gemm<WN, WM, NT, MT, BK, STAGES>(g);                                                         \
+    }
+
+// few rows: weights stream through deep queues; many rows: as large a tile as the registers hold
+GEMM_KERNEL(gemm_16x8, 1, 1, 1, 1, 128, 8)
+GEMM_KERNEL(gemm_16x16, 1, 1, 1, 2, 128, 6)
+GEMM_KERNEL(gemm_32x32, 2, 1, 1, 4, 64, 6)
+GEMM_KERNEL(gemm_64x64, 4, 1, 1, 8, 64, 5)
+GEMM_KERNEL(gemm_128x128, 2, 2, 4, 8, 32, 4)
+GEMM_KERNEL(gemm_128x256, 2, 4, 4, 8, 32, 4)
