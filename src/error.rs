@@ -11,8 +11,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused a file.
-    #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: {error}", path.display())]
+    Io { path: PathBuf, error: std::io::Error },
     /// A model file does not hold what it must; every fault found is listed.
     #[error("{}: {}", path.display(), list(faults))]
     Model { path: PathBuf, faults: Vec<String> },
@@ -27,9 +27,9 @@ pub enum Error {
     DamagedAudio(String),
     /// Reading the audio's bytes failed.
     #[error("cannot read audio: {0}")]
-    AudioIo(#[source] std::io::Error),
+    AudioIo(std::io::Error),
     /// A sample that is no sound: not finite, or far outside -1..1.
-    #[error("sample {index} is {value}: samples must be finite and within ±{limit}", limit = crate::audio::MAX_SAMPLE)]
+    #[error("sample {index} is {value:?}: samples must be finite and within ±{limit}", limit = crate::audio::MAX_SAMPLE)]
     InvalidSample { index: u64, value: f32 },
     /// An option outside its range.
     #[error("{0}")]

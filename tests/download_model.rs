@@ -1,6 +1,6 @@
 //! `download_model.sh` against a small web server in this process: a repository with tiny files that drops connections,
-//! ignores ranges, redirects, refuses or lies. Every case runs with curl and, where it is installed, with GNU Wget.
-//! What each checks is that the model directory never holds a file that is not the repository's, and what the server saw.
+//! ignores ranges, redirects, refuses or lies. Every case runs with curl and with GNU Wget, where they
+//! are installed. What each checks is that the model directory never holds a file that is not the repository's, and what the server saw.
 #![cfg(unix)]
 
 use std::collections::HashMap;
@@ -184,15 +184,15 @@ fn healthy_but(path: String, handle: impl Fn(&Request, usize) -> Reply + Send + 
 
 // ---- the script ----
 
+/// The download tools of this machine that the script can use; every test runs with each.
 fn tools() -> Vec<&'static str> {
-    assert!(Command::new("curl").arg("--version").output().is_ok(), "these tests need curl");
-    let version = Command::new("wget").arg("--version").output();
-    if version.is_ok_and(|v| String::from_utf8_lossy(&v.stdout).contains("GNU Wget")) {
-        vec!["curl", "wget"]
-    } else {
-        eprintln!("note: GNU Wget is not installed; only curl is tested");
-        vec!["curl"]
-    }
+    let has = |tool: &str, mark: &str| {
+        let version = Command::new(tool).arg("--version").output();
+        version.is_ok_and(|v| String::from_utf8_lossy(&v.stdout).contains(mark))
+    };
+    let tools: Vec<_> = [("curl", "curl"), ("wget", "GNU Wget")].into_iter().filter(|(t, mark)| has(t, mark)).collect();
+    assert!(!tools.is_empty(), "these tests need curl or GNU Wget");
+    tools.into_iter().map(|(tool, _)| tool).collect()
 }
 
 struct Run {
@@ -616,7 +616,7 @@ fn a_full_disk_is_noticed_before_the_download() {
 #[test]
 fn wrong_usage_is_explained() {
     let server = Server::start(|request, _| healthy(request));
-    let mut run = Run::new("curl");
+    let mut run = Run::new(tools()[0]);
     for (arguments, message) in [
         (&["--no-such-option"][..], "unknown argument '--no-such-option'"),
         (&["--revision"], "--revision needs a value"),

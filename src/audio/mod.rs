@@ -23,7 +23,7 @@ pub const MAX_SAMPLE: f32 = 128.0;
 
 /// Checks that samples are sound: finite and not absurdly large. `index` is that of the first one, for the message.
 pub fn check_samples(samples: &[f32], index: u64) -> Result<()> {
-    match samples.iter().position(|x| !(x.abs() <= MAX_SAMPLE)) {
+    match samples.iter().position(|x| x.is_nan() || x.abs() > MAX_SAMPLE) {
         Some(i) => Err(Error::InvalidSample { index: index + i as u64, value: samples[i] }),
         None => Ok(()),
     }

@@ -63,7 +63,7 @@ impl AudioReader {
     /// [`Error::Io`] if the file can't be read, [`Error::UnknownAudio`], [`Error::UnsupportedAudio`] or
     /// [`Error::DamagedAudio`] if its header or the first packets show that it can't be decoded.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.into(), source };
+        let io = |error| Error::Io { path: path.into(), error };
         let mut file = File::open(path).map_err(io)?;
         let kind = file.metadata().map_err(io)?.file_type();
         if kind.is_dir() {
@@ -81,7 +81,7 @@ impl AudioReader {
         // No signature: MPEG frames, or nothing known.
         let bytes = Box::new(Cursor::new(head).chain(file));
         Self::frames(bytes).map_err(|error| match error {
-            Error::AudioIo(source) => io(source),
+            Error::AudioIo(error) => io(error),
             error => error,
         })
     }

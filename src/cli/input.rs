@@ -1,7 +1,8 @@
-//! Inputs as streams of samples, decoded on a thread of their own.
+//! Inputs as streams of samples, opened and decoded on a thread of their own.
 
+use std::fs::File;
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use voxtral::audio::{AudioReader, SAMPLE_RATE};
@@ -11,6 +12,7 @@ use super::options::Input;
 
 /// Pieces decoded ahead of need, each at most about a second.
 const QUEUE: usize = 16;
+const THREAD_NAME: &str = "audio";
 
 impl Input {
     /// For messages.
@@ -22,76 +24,94 @@ impl Input {
     }
 }
 
+enum Piece {
+    /// Seconds that the input claims to have.
+    Duration(f64),
+    Samples(Vec<f32>),
+    /// The input's end, or what ended it before.
+    End(Result<()>),
+}
+
 /// Samples of one input.
 pub struct PcmStream {
-    pieces: Receiver<Result<Vec<f32>>>,
+    pieces: Receiver<Piece>,
     duration: Option<f64>,
 }
 
 impl PcmStream {
-    /// Opens an input and starts to decode it.
-    pub fn open(input: &Input, raw: bool) -> Result<Self> {
+    /// Starts to open and decode an input.
+    pub fn start(input: &Input, raw: bool) -> io::Result<Self> {
         let (sender, pieces) = sync_channel(QUEUE);
-        let mut duration = None;
-        let reader = match input {
-            // what stdin holds is found out on the thread, which may have to wait for it
-            Input::Stdin => None,
-            Input::File(path) => {
-                let reader = if raw {
-                    let io = |source| Error::Io { path: path.clone(), source };
-                    if path.is_dir() {
-                        return Err(io(io::ErrorKind::IsADirectory.into()));
-                    }
-                    AudioReader::raw(std::fs::File::open(path).map_err(io)?)
-                } else {
-                    AudioReader::open(path)?
-                };
-                tracing::debug!(format = reader.description(), seconds = reader.duration(), "input");
-                duration = reader.duration();
-                Some(reader)
-            }
+        let input = input.clone();
+        let decode = move || {
+            let result = open(&input, raw).and_then(|reader| send_all(reader, &sender));
+            // nobody listens any more once the input is given up
+            let _ = sender.send(Piece::End(result));
         };
-        std::thread::spawn(move || {
-            let opened = reader.map_or_else(|| open_stdin(raw), Ok);
-            let mut reader = match opened {
-                Ok(reader) => reader,
-                Err(error) => return drop(sender.send(Err(error))),
-            };
-            loop {
-                let mut samples = Vec::with_capacity(SAMPLE_RATE as usize);
-                let read = reader.read(&mut samples);
-                let end = !matches!(read, Ok(n) if n > 0);
-                // nobody listens any more once the input is given up
-                if !samples.is_empty() && sender.send(Ok(samples)).is_err() {
-                    return;
-                }
-                if let Err(error) = read {
-                    return drop(sender.send(Err(error)));
-                }
-                if end {
-                    return;
-                }
-            }
-        });
-        Ok(Self { pieces, duration })
+        std::thread::Builder::new().name(THREAD_NAME.into()).spawn(decode)?;
+        Ok(Self { pieces, duration: None })
     }
 
-    /// Seconds of audio, where the input tells.
+    /// Seconds of audio, where the input has told so far.
     pub fn duration(&self) -> Option<f64> {
         self.duration
     }
 
     /// Appends the next piece, waiting for it no longer than `timeout`. `false` at the end.
+    ///
+    /// # Errors
+    /// What ended the input; all samples before it have been appended.
     pub fn read(&mut self, samples: &mut Vec<f32>, timeout: Duration) -> Result<bool> {
         match self.pieces.recv_timeout(timeout) {
-            Ok(piece) => samples.extend(piece?),
-            Err(RecvTimeoutError::Timeout) => return Ok(true),
-            Err(RecvTimeoutError::Disconnected) => return Ok(false),
+            Ok(Piece::Duration(seconds)) => self.duration = Some(seconds),
+            Ok(Piece::Samples(piece)) => samples.extend(piece),
+            Ok(Piece::End(result)) => return result.map(|()| false),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::DamagedAudio("its decoder crashed".into())),
         }
         Ok(true)
     }
 }
 
-fn open_stdin(raw: bool) -> Result<AudioReader> {
-    if raw { Ok(AudioReader::raw(io::stdin())) } else { AudioReader::from_stream(io::stdin()) }
+fn open(input: &Input, raw: bool) -> Result<AudioReader> {
+    match (input, raw) {
+        (Input::Stdin, true) => Ok(AudioReader::raw(io::stdin())),
+        (Input::Stdin, false) => AudioReader::from_stream(io::stdin()),
+        (Input::File(path), false) => AudioReader::open(path),
+        (Input::File(path), true) => {
+            let io = |error| Error::Io { path: path.clone(), error };
+            let file = File::open(path).map_err(io)?;
+            if file.metadata().map_err(io)?.is_dir() {
+                return Err(io(io::ErrorKind::IsADirectory.into()));
+            }
+            Ok(AudioReader::raw(file))
+        }
+    }
+}
+
+fn send_all(mut reader: AudioReader, sender: &SyncSender<Piece>) -> Result<()> {
+    tracing::debug!(format = reader.description(), seconds = reader.duration(), "input");
+    if let Some(seconds) = reader.duration() {
+        let _ = sender.send(Piece::Duration(seconds));
+    }
+    loop {
+        let mut samples = Vec::with_capacity(SAMPLE_RATE as usize);
+        let read = reader.read(&mut samples);
+        if !samples.is_empty() && sender.send(Piece::Samples(samples)).is_err() {
+            return Ok(());
+        }
+        if read? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Keeps quiet about panics on the decoding thread: those of the audio decoders are caught and become errors.
+pub fn silence_decoder_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name() != Some(THREAD_NAME) {
+            report(info);
+        }
+    }));
 }

@@ -4,7 +4,7 @@ mod input;
 mod options;
 mod report;
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal as _, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use voxtral::backend::cpu::Cpu;
 use voxtral::output::TranscriptWriter;
 use voxtral::{Engine, Event, Model, Session};
 
-use self::input::PcmStream;
+use self::input::{PcmStream, silence_decoder_panics};
 use self::options::{Device, Input, Options, Verbosity};
 use self::report::{Progress, monitor, monitor_restart, print_timings, say};
 
@@ -31,6 +31,7 @@ const POLL: Duration = Duration::from_millis(50);
 pub fn main() -> ExitCode {
     let options = Options::from_process();
     start_logging(options.verbosity);
+    silence_decoder_panics();
     let interrupted = Arc::new(AtomicBool::new(false));
     if let Err(error) = stop_on_interrupt(interrupted.clone()) {
         tracing::warn!("cannot catch Ctrl-C: {error}");
@@ -56,7 +57,11 @@ fn start_logging(verbosity: Verbosity) {
     };
     // the decoders of other crates report through tracing what we report as errors
     let ours = Targets::new().with_target("voxtral", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).without_time().with_filter(ours);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .without_time()
+        .with_filter(ours);
     tracing_subscriber::registry().with(lines).init();
 }
 
@@ -97,7 +102,8 @@ fn run<B: Backend>(options: &Options, interrupted: &AtomicBool) -> anyhow::Resul
             Ok(()) => {}
             Err(error) if is_broken_pipe(&error) => return Err(error),
             Err(error) => {
-                report_error(&error.context(input.name()));
+                let named = matches!(error.downcast_ref(), Some(voxtral::Error::Io { .. }));
+                report_error(&if named { error } else { error.context(input.name()) });
                 code = FAILED;
             }
         }
@@ -118,10 +124,10 @@ fn transcribe<B: Backend>(
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     let before = engine.stats();
-    let mut pcm = PcmStream::open(input, options.raw)?;
+    let mut pcm = PcmStream::start(input, options.raw)?;
     let mut session = engine.open(&options.session)?;
     let mut writer = TranscriptWriter::new(io::stdout(), options.style);
-    let mut progress = Progress::start(options.verbosity, pcm.duration());
+    let progress = Progress::start(options.verbosity);
 
     let mut samples = Vec::new();
     let mut heard = Ok(());
@@ -149,7 +155,7 @@ fn transcribe<B: Backend>(
                 break;
             }
         }
-        progress.show(session.n_samples(), start.elapsed());
+        progress.show(session.n_samples(), pcm.duration(), start.elapsed());
     }
     progress.clear();
     let n_samples = session.n_samples();

@@ -60,30 +60,28 @@ pub fn monitor_restart() {
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// For an input that claims to be so many seconds long.
-    pub fn start(verbosity: Verbosity, seconds: Option<f64>) -> Self {
+    pub fn start(verbosity: Verbosity) -> Self {
         let shown = verbosity == Verbosity::Normal && io::stderr().is_terminal() && !io::stdout().is_terminal();
-        if !shown {
-            return Self(ProgressBar::hidden());
-        }
-        let (template, length) = match seconds {
-            Some(seconds) => ("{bar:30} {percent:>3}%  {msg}", Some(seconds as u64)),
-            None => ("{msg}", None),
-        };
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style))
+        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(ProgressBar::with_draw_target(None, target).with_style(style))
     }
 
-    /// Samples transcribed so far, in this time.
-    pub fn show(&mut self, n_samples: u64, time: Duration) {
+    /// Samples transcribed so far in this time, of an input that may claim to be so many seconds long.
+    pub fn show(&self, n_samples: u64, claimed: Option<f64>, time: Duration) {
+        if self.0.is_hidden() {
+            return;
+        }
         let seconds = n_samples as f64 / f64::from(SAMPLE_RATE);
-        self.0.set_position(seconds as u64);
         let speed = seconds / time.as_secs_f64().max(1e-9);
-        self.0.set_message(format!("{:.0} s of audio, {speed:.1} xRT", seconds));
+        let of =
+            claimed.map_or(String::new(), |all| format!(" of {all:.0} s ({:.0} %)", 100.0 * seconds / all.max(1e-9)));
+        self.0.set_message(format!("{seconds:.0} s{of} at {speed:.1} xRT"));
+        self.0.tick();
     }
 
     /// Removes the line.
-    pub fn clear(&mut self) {
+    pub fn clear(&self) {
         self.0.finish_and_clear();
     }
 }

@@ -69,7 +69,7 @@ impl Model {
 
     fn files(dir: &Path) -> Result<[PathBuf; 3]> {
         let names = ["params.json", "tekken.json", "consolidated.safetensors"];
-        let entry = std::fs::metadata(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
+        let entry = std::fs::metadata(dir).map_err(|error| Error::Io { path: dir.into(), error })?;
         let mut faults = Vec::new();
         if entry.is_dir() {
             faults.extend(names.iter().filter(|n| !dir.join(n).exists()).map(|n| format!("{n} is missing")));

@@ -225,7 +225,7 @@ fn show(value: Option<&Value>) -> String {
 impl Params {
     /// Reads and checks `params.json`.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        let bytes = std::fs::read(path).map_err(|error| Error::Io { path: path.into(), error })?;
         Self::parse(&bytes).map_err(|faults| Error::Model { path: path.into(), faults })
     }
 

@@ -77,7 +77,7 @@ struct RawAudio {
 impl Tokenizer {
     /// Reads and checks `tekken.json` for a model with `vocab_size` ids.
     pub fn open(path: &Path, vocab_size: usize) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        let bytes = std::fs::read(path).map_err(|error| Error::Io { path: path.into(), error })?;
         Self::parse(&bytes, vocab_size).map_err(|faults| Error::Model { path: path.into(), faults })
     }
 

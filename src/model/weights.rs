@@ -29,6 +29,17 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// A tensor of its own, for tests of kernels; values are rounded towards zero.
+    #[cfg(test)]
+    pub(crate) fn from_values(shape: &[usize], values: &[f32]) -> Self {
+        assert_eq!(values.len(), shape.iter().product::<usize>());
+        let bytes: Vec<u8> = values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect();
+        let mut map = memmap2::MmapMut::map_anon(bytes.len().max(1)).unwrap();
+        map[..bytes.len()].copy_from_slice(&bytes);
+        let map = Arc::new(map.make_read_only().unwrap());
+        Self { map, range: 0..bytes.len(), shape: shape.to_vec() }
+    }
+
     /// Dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
@@ -178,7 +189,7 @@ impl Weights {
     ///
     /// The file must not be changed while it is mapped.
     pub fn open(path: &Path, params: &Params) -> Result<Self> {
-        let io = |source| Error::Io { path: path.into(), source };
+        let io = |error| Error::Io { path: path.into(), error };
         let fault = |text: String| Error::Model { path: path.into(), faults: vec![text] };
         let file = File::open(path).map_err(io)?;
         if file.metadata().map_err(io)?.len() < 8 {

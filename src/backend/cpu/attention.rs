@@ -5,6 +5,8 @@
 //! sums run over positions in order; so the result of a query depends on its position alone, not on which other queries
 //! are computed with it.
 
+#![allow(clippy::needless_range_loop)] // tile indices run over several arrays at once
+
 use rayon::prelude::*;
 
 use super::simd::{Isa, LANES, Simd, for_each_isa};

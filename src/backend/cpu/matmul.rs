@@ -8,6 +8,8 @@
 //! while it is in registers. Many rows are bound by arithmetic: a block of weights is widened once and then used from
 //! cache in register tiles.
 
+#![allow(clippy::needless_range_loop)] // tile indices run over several arrays at once
+
 use rayon::prelude::*;
 
 use super::simd::{Isa, LANES, Simd, for_each_isa};

@@ -1,7 +1,7 @@
 //! The CPU backend, and the readable specification of the network.
 //!
 //! Activations are f32, weights are read in place as BF16. Per stage: [`encode`](Backend::encode) runs the convolution
-//! stem, the encoder [`stack`] and the adapter; [`decode`](Backend::decode) adds token and audio embeddings, runs the
+//! stem, the encoder stack and the adapter; [`decode`](Backend::decode) adds token and audio embeddings, runs the
 //! decoder stack and the output matrix. Calls of any size are cut into passes of bounded size.
 
 mod attention;
@@ -9,6 +9,8 @@ pub(super) mod elementwise;
 mod matmul;
 pub mod simd;
 mod stack;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 

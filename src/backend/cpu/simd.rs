@@ -1,10 +1,10 @@
 //! Sixteen f32 lanes on every machine.
 //!
-//! Kernels are written once over [`Simd`] and compiled for each instruction set. All sets give sixteen lanes and reduce
+//! Kernels are written once over one trait and compiled for each instruction set. All sets give sixteen lanes and reduce
 //! them in the same order, and those with fused multiply-add (AVX-512, AVX2, NEON) give the same bits.
 
 /// Lanes of a vector.
-pub const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub(super) use for_each_isa;
 /// # Safety
 /// Every function needs a machine with the instruction set, and pointers that are valid for sixteen elements of any
 /// alignment.
-pub trait Simd {
+pub(super) trait Simd {
     type V: Copy;
     /// Register tile of the matrix product: rows of the input by rows of the weights.
     const TILE: (usize, usize);
@@ -164,7 +164,7 @@ pub trait Simd {
 
 /// One 512-bit register.
 #[cfg(target_arch = "x86_64")]
-pub struct Avx512;
+pub(super) struct Avx512;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -334,11 +334,11 @@ mod x86 {
 
 /// Two 256-bit registers.
 #[cfg(target_arch = "x86_64")]
-pub struct Avx2;
+pub(super) struct Avx2;
 
 /// Four 128-bit registers.
 #[cfg(target_arch = "aarch64")]
-pub struct Neon;
+pub(super) struct Neon;
 
 #[cfg(target_arch = "aarch64")]
 mod arm {
@@ -419,7 +419,7 @@ mod arm {
 }
 
 /// Arrays; the compiler uses what the target's baseline has. Multiplies and adds round separately.
-pub struct Portable;
+pub(super) struct Portable;
 
 #[inline(always)]
 fn lanes(f: impl FnMut(usize) -> f32) -> [f32; LANES] {
