@@ -1,17 +1,37 @@
-// What all kernels share: matrix-unit instructions, asynchronous copies, and the element-wise functions whose rounding
-// must be the same wherever they are inlined (explicit intrinsics: the compiler may contract a * b + c either way).
+// What all kernels share: the 16-bit number format, matrix-unit instructions, asynchronous copies, and the element-wise
+// functions whose rounding must be the same wherever they are inlined (explicit intrinsics: the compiler may contract
+// a * b + c either way).
 
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <stdint.h>
 
-using bf16 = __nv_bfloat16;
+// Weights, activations between products, keys and values are F16: its 11 bits keep every BF16 weight from 2^-14 up exactly
+// (smaller ones to 2^-25), and round activations eight times finer than BF16 would. What might leave its range is
+// clamped to it. The residual stream is F32.
+using real16 = __half;
+constexpr float REAL16_MAX = 65504.0f;
+
+// Lets the next kernel of the stream start; it may do what needs no results of this one.
+__device__ __forceinline__ void allow_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits for the kernels before this one. Every kernel does so before it reads or writes what others use.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // d += a b for a 16 x 16 tile of a (weights) and an 8 x 16 tile of b (activations).
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -57,9 +77,22 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<uint32_t*>(&pair);
+__device__ __forceinline__ float clamp16(float x) { return fminf(fmaxf(x, -REAL16_MAX), REAL16_MAX); }
+
+__device__ __forceinline__ real16 to16(float x) { return __float2half_rn(clamp16(x)); }
+
+__device__ __forceinline__ uint32_t pack16(float low, float high) {
+    const __half2 pair = __floats2half2_rn(clamp16(low), clamp16(high));
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+__device__ __forceinline__ float from16(real16 x) { return __half2float(x); }
+
+// 2^x, to 2 units in the last place; 0 for minus infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 __device__ __forceinline__ float gelu(float x) {
@@ -84,7 +117,7 @@ __device__ __forceinline__ float warp_sum(float x) {
 // One decoder position of a pass. `kv` is 0 in rows that only fill up a launch shape.
 struct Row {
     const float* audio;      // [dim], the audio embedding
-    bf16* kv;                // [n_layers][2][n_slots][kv_dim], the stream's ring
+    real16* kv;                // [n_layers][2][n_slots][kv_dim], the stream's ring
     const float* ffn_scale;  // [n_layers][dim]
     uint32_t position;
     uint32_t n_slots;
@@ -94,8 +127,8 @@ struct Row {
 
 // One run of consecutive rows of one stream in an encoder pass.
 struct Segment {
-    bf16* ring;       // [n_layers][2][n_slots][kv_dim]
-    bf16* conv_tail;  // [dim]
+    real16* ring;       // [n_layers][2][n_slots][kv_dim]
+    real16* conv_tail;  // [dim]
     int first_row;    // in the pass
     int n_rows;
     int position;     // of its first row

@@ -7,9 +7,9 @@
 
 struct DecoderAttention {
     const Row* rows;   // [n_rows]
-    const bf16* q;     // [n_rows][q_stride]
+    const real16* q;     // [n_rows][q_stride]
     float* partials;   // [n_rows][n_heads][n_chunks][head_dim + 2]: weighted values, highest score, sum of weights
-    bf16* out;         // [n_rows][q_stride]
+    real16* out;         // [n_rows][q_stride]
     int q_stride;
     int n_heads, n_kv_heads, head_dim;
     int layer, window, n_chunks;
@@ -28,6 +28,8 @@ __device__ __forceinline__ int2 chunks_of(const DecoderAttention& a, const Row& 
 // Grid: (n_chunks, n_kv_heads, n_rows); block: 128; head_dim <= 128, a multiple of 8;
 // dynamic shared memory: 2 * CHUNK * (head_dim + 8) * 2 bytes.
 extern "C" __global__ void __launch_bounds__(CHUNK) attend_chunks(const __grid_constant__ DecoderAttention a) {
+    allow_next();
+    wait_for_previous();
     const Row row = a.rows[blockIdx.z];
     if (row.kv == nullptr) return;
     const int2 chunks = chunks_of(a, row);
@@ -38,23 +40,23 @@ extern "C" __global__ void __launch_bounds__(CHUNK) attend_chunks(const __grid_c
     __shared__ float weights[MAX_GROUP][CHUNK];
     const int hd = a.head_dim, padded = hd + 8, group = a.n_heads / a.n_kv_heads;
     const int thread = threadIdx.x, kv_head = blockIdx.y, kv_dim = a.n_kv_heads * hd;
-    bf16* keys = reinterpret_cast<bf16*>(shared);
-    bf16* values = keys + CHUNK * padded;
+    real16* keys = reinterpret_cast<real16*>(shared);
+    real16* values = keys + CHUNK * padded;
     const int position = row.position, first = chunk * CHUNK, oldest = max(0, position - a.window + 1);
 
-    const bf16* ring = row.kv + static_cast<size_t>(2 * a.layer) * row.n_slots * kv_dim + kv_head * hd;
+    const real16* ring = row.kv + static_cast<size_t>(2 * a.layer) * row.n_slots * kv_dim + kv_head * hd;
     const int parts = hd / 8;
     for (int i = thread; i < CHUNK * parts; i += CHUNK) {
         const int r = i / parts, part = i % parts, key = first + r;
         const bool valid = key >= oldest && key <= position;
-        const bf16* source = ring + static_cast<size_t>(valid ? key % row.n_slots : 0) * kv_dim + part * 8;
+        const real16* source = ring + static_cast<size_t>(valid ? key % row.n_slots : 0) * kv_dim + part * 8;
         copy_async(shared_address(keys + r * padded + part * 8), source, valid);
         copy_async(shared_address(values + r * padded + part * 8), source + static_cast<size_t>(row.n_slots) * kv_dim, valid);
     }
     copy_commit();
-    const bf16* q = a.q + static_cast<size_t>(blockIdx.z) * a.q_stride + kv_head * group * hd;
+    const real16* q = a.q + static_cast<size_t>(blockIdx.z) * a.q_stride + kv_head * group * hd;
     for (int i = thread; i < group * hd; i += CHUNK) {
-        queries[i / hd][i % hd] = __bfloat162float(q[i]);
+        queries[i / hd][i % hd] = from16(q[i]);
     }
     copy_wait<0>();
     __syncthreads();
@@ -63,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK) attend_chunks(const __grid_c
     const bool seen = key >= oldest && key <= position;
     float scores[MAX_GROUP] = {};
     for (int d = 0; d < hd; d += 2) {
-        const float2 k = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(keys + thread * padded + d));
+        const float2 k = __half22float2(*reinterpret_cast<const __half2*>(keys + thread * padded + d));
 #pragma unroll
         for (int g = 0; g < MAX_GROUP; g++) {
             if (g < group) {
@@ -86,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK) attend_chunks(const __grid_c
         for (int offset = 16; offset > 0; offset /= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, offset));
         float sum = 0.0f;
         for (int i = lane; i < CHUNK; i += 32) {
-            const float weight = exp2f(__fadd_rn(weights[g][i], -highest));
+            const float weight = power_of_two(__fadd_rn(weights[g][i], -highest));
             weights[g][i] = weight;
             sum = __fadd_rn(sum, weight);
         }
@@ -103,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK) attend_chunks(const __grid_c
     if (thread >= hd) return;
     float sums[MAX_GROUP] = {};
     for (int i = 0; i < CHUNK; i++) {
-        const float v = __bfloat162float(values[i * padded + thread]);
+        const float v = from16(values[i * padded + thread]);
 #pragma unroll
         for (int g = 0; g < MAX_GROUP; g++) {
             if (g < group) sums[g] = __fmaf_rn(weights[g][i], v, sums[g]);
@@ -120,6 +122,8 @@ extern "C" __global__ void __launch_bounds__(CHUNK) attend_chunks(const __grid_c
 
 // Grid: (n_heads, n_rows); block: head_dim.
 extern "C" __global__ void combine_chunks(const __grid_constant__ DecoderAttention a) {
+    allow_next();
+    wait_for_previous();
     const Row row = a.rows[blockIdx.y];
     if (row.kv == nullptr) return;
     const int2 chunks = chunks_of(a, row);
@@ -131,10 +135,10 @@ extern "C" __global__ void combine_chunks(const __grid_constant__ DecoderAttenti
     float sum = 0.0f, value = 0.0f;
     for (int c = 0; c < n; c++) {
         const float* partial = partials + c * (hd + 2);
-        const float factor = exp2f(__fadd_rn(partial[hd], -highest));
+        const float factor = power_of_two(__fadd_rn(partial[hd], -highest));
         sum = __fmaf_rn(partial[hd + 1], factor, sum);
         value = __fmaf_rn(partial[threadIdx.x], factor, value);
     }
     a.out[static_cast<size_t>(blockIdx.y) * a.q_stride + blockIdx.x * hd + threadIdx.x] =
-        __float2bfloat16_rn(__fdiv_rn(value, sum));
+        to16(__fdiv_rn(value, sum));
 }

@@ -1,10 +1,11 @@
-// Products of activations with packed weights: out[m][n] = sum over k of x[m][k] w[n][k], BF16 in, F32 sums.
+// Products of activations with packed weights: out[m][n] = sum over k of x[m][k] w[n][k], F16 in, F32 sums.
 //
 // Weights are packed in the order of the matrix unit's A operand (see pack.cu): tiles of 16 x 16, [n / 16][k / 16], 32 lanes
 // of 16 bytes each. Activations are the B operand, row-major. Every sum runs over k in ascending steps of 16 in one
-// accumulator, in every tile shape: a row's result does not depend on how many rows there are.
+// accumulator (or four, for a quarter of each 128 each: the `split` kernels), in every tile shape of a family: a row's result
+// does not depend on how many rows there are.
 //
-// N and K are multiples of 128. Grid: (N / BN, ceil(M / BM)); block: 32 * WN * WM threads; dynamic shared memory:
+// N and K are multiples of 128. Grid: (N / BN, ceil(M / BM)); block: 32 * WN * WM * WK threads; dynamic shared memory:
 // STAGES * (BN + BM) * BK * 2 bytes.
 
 #include "common.cuh"
@@ -14,15 +15,15 @@ enum Epilogue : int {
     STORE_F32 = 0,      // out f32 = sum + bias
     ADD_F32 = 1,        // out f32 += sum + bias
     GELU_F32 = 2,       // out f32 = gelu(sum + bias)
-    GELU_BF16 = 3,      // out bf16 = gelu(sum + bias)
-    SWIGLU_BF16 = 4,    // out bf16 = silu(gate) * up; weights are packed as pairs
-    QKV_BF16 = 5,       // out bf16 = sum + bias, queries and keys rotated; with `rows`, keys and values go to the rings
+    GELU_F16 = 3,       // out f16 = gelu(sum + bias)
+    SWIGLU_F16 = 4,     // out f16 = silu(gate) * up; weights are packed as pairs
+    QKV_F16 = 5,        // out f16 = sum + bias, queries and keys rotated; with `rows`, keys and values go to the rings
     TOP1 = 6,           // best[m] = max of (sum, lowest n), as sortable bits
 };
 
 struct Gemm {
     const uint4* weights;
-    const bf16* x;          // row m at x + (x_rows ? x_rows[m] : m) * x_stride
+    const real16* x;          // row m at x + (x_rows ? x_rows[m] : m) * x_stride
     const int* x_rows;
     const float* bias;      // [N], may be null
     void* out;              // row m at out + (out_rows ? out_rows[m] : m) * out_stride
@@ -44,10 +45,10 @@ __device__ __forceinline__ unsigned long long sortable(float value, uint32_t id)
     return static_cast<unsigned long long>(bits) << 32 | static_cast<uint32_t>(~id);
 }
 
-// Where the pair of outputs n, n + 1 of row m goes in QKV_BF16.
-__device__ __forceinline__ bf16* qkv_destination(const Gemm& g, int m, int n) {
+// Where the pair of outputs n, n + 1 of row m goes in QKV_F16.
+__device__ __forceinline__ real16* qkv_destination(const Gemm& g, int m, int n) {
     if (g.rows == nullptr || n < g.q_dim) {
-        return static_cast<bf16*>(g.out) + static_cast<size_t>(m) * g.out_stride + n;
+        return static_cast<real16*>(g.out) + static_cast<size_t>(m) * g.out_stride + n;
     }
     const Row& row = g.rows[m];
     const int channel = n - g.q_dim;
@@ -65,19 +66,19 @@ __device__ __forceinline__ void store_pair(const Gemm& g, int m, int n, float a,
         a = __fadd_rn(a, bias.x);
         b = __fadd_rn(b, bias.y);
     }
-    if (g.epilogue == QKV_BF16) {
+    if (g.epilogue == QKV_F16) {
         if (n < g.q_dim + g.kv_dim) {
             const float2 turned = rotate(a, b, g.rope[m * (g.head_dim / 2) + n % g.head_dim / 2]);
             a = turned.x;
             b = turned.y;
         }
-        bf16* out = qkv_destination(g, m, n);
-        if (out != nullptr) *reinterpret_cast<uint32_t*>(out) = pack_bf16(a, b);
+        real16* out = qkv_destination(g, m, n);
+        if (out != nullptr) *reinterpret_cast<uint32_t*>(out) = pack16(a, b);
         return;
     }
     const size_t at = static_cast<size_t>(g.out_rows ? g.out_rows[m] : m) * g.out_stride + n;
-    if (g.epilogue == GELU_BF16) {
-        *reinterpret_cast<uint32_t*>(static_cast<bf16*>(g.out) + at) = pack_bf16(gelu(a), gelu(b));
+    if (g.epilogue == GELU_F16) {
+        *reinterpret_cast<uint32_t*>(static_cast<real16*>(g.out) + at) = pack16(gelu(a), gelu(b));
         return;
     }
     float2* out = reinterpret_cast<float2*>(static_cast<float*>(g.out) + at);
@@ -91,26 +92,46 @@ __device__ __forceinline__ void store_pair(const Gemm& g, int m, int n, float a,
     }
 }
 
-// WN x WM warps, each with NT tiles of 16 weights by MT tiles of 8 rows.
-template <int WN, int WM, int NT, int MT, int BK, int STAGES>
+// WN x WM warps, each with NT tiles of 16 weights by MT tiles of 8 rows; or WK times as many, which share each step of k
+// and add up in order.
+template <int WN, int WM, int WK, int NT, int MT, int BK, int STAGES>
 __device__ __forceinline__ void gemm(const Gemm& g) {
-    constexpr int BN = WN * NT * 16, BM = WM * MT * 8, THREADS = WN * WM * 32;
+    constexpr int BN = WN * NT * 16, BM = WM * MT * 8, THREADS = WN * WM * WK * 32;
     constexpr int W_BYTES = BN * BK * 2, X_BYTES = BM * BK * 2;
-    constexpr int K_TILES = BK / 16, CHUNKS = BK / 8;
+    constexpr int K_TILES = BK / 16, OWN_TILES = K_TILES / WK, CHUNKS = BK / 8;
     constexpr int X_COPIES = (BM * CHUNKS + THREADS - 1) / THREADS;
+    // fragments read ahead of the products: those of a whole stage where they are few
+    constexpr int AHEAD = OWN_TILES * (4 * NT + 2 * MT) <= 96 ? OWN_TILES : 2;
     extern __shared__ __align__(128) uint8_t shared[];
     const uint32_t base = shared_address(shared);
 
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    const int warp_n = warp % WN, warp_m = warp / WN;
+    const int warp_n = warp % WN, warp_m = warp / WN % WM, warp_k = warp / (WN * WM);
     const int n_tile = blockIdx.x * (BN / 16), m_first = blockIdx.y * BM;
     const int k_blocks = g.k / BK;
+    allow_next();
 
     // 16-byte chunks of a row of x lie where no two of eight consecutive rows share a bank
     auto place = [](int row, int chunk) {
         return (row * CHUNKS + (BK == 32 ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8))) * 16;
     };
-    const bf16* x_source[X_COPIES];
+    auto load_weights = [&](int k_block) {
+        const uint32_t stage = base + k_block % STAGES * (W_BYTES + X_BYTES);
+#pragma unroll
+        for (int c = thread; c < BN * CHUNKS; c += THREADS) {
+            const int tile = c / (K_TILES * 32), rest = c % (K_TILES * 32);
+            copy_async(stage + c * 16,
+                       g.weights + (static_cast<size_t>(n_tile + tile) * (g.k / 16) + k_block * K_TILES) * 32 + rest);
+        }
+    };
+    // weights don't depend on the kernels before
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < k_blocks) load_weights(s);
+    }
+    wait_for_previous();
+
+    const real16* x_source[X_COPIES];
     bool x_valid[X_COPIES];
 #pragma unroll
     for (int i = 0; i < X_COPIES; i++) {
@@ -119,14 +140,8 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
         const int row = x_valid[i] ? (g.x_rows ? g.x_rows[m] : m) : 0;
         x_source[i] = g.x + static_cast<size_t>(row) * g.x_stride + c % CHUNKS * 8;
     }
-    auto load = [&](int k_block) {
+    auto load_x = [&](int k_block) {
         const uint32_t stage = base + k_block % STAGES * (W_BYTES + X_BYTES);
-#pragma unroll
-        for (int c = thread; c < BN * CHUNKS; c += THREADS) {
-            const int tile = c / (K_TILES * 32), rest = c % (K_TILES * 32);
-            copy_async(stage + c * 16,
-                       g.weights + (static_cast<size_t>(n_tile + tile) * (g.k / 16) + k_block * K_TILES) * 32 + rest);
-        }
 #pragma unroll
         for (int i = 0; i < X_COPIES; i++) {
             const int c = thread + i * THREADS;
@@ -139,37 +154,71 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
     float sums[NT][MT][4] = {};
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
-        if (s < k_blocks) load(s);
+        if (s < k_blocks) load_x(s);
         copy_commit();
     }
     for (int k_block = 0; k_block < k_blocks; k_block++) {
         copy_wait<STAGES - 2>();
         if (THREADS > 32) __syncthreads(); else __syncwarp();
-        if (k_block + STAGES - 1 < k_blocks) load(k_block + STAGES - 1);
+        if (k_block + STAGES - 1 < k_blocks) {
+            load_weights(k_block + STAGES - 1);
+            load_x(k_block + STAGES - 1);
+        }
         copy_commit();
         const uint32_t stage = base + k_block % STAGES * (W_BYTES + X_BYTES);
-#pragma unroll
-        for (int k = 0; k < K_TILES; k++) {
-            uint32_t w[NT][4], x[MT][2];
+        uint32_t w[AHEAD][NT][4], x[AHEAD][MT][2];
+        auto read = [&](int own) {
+            const int k = warp_k * OWN_TILES + own;
 #pragma unroll
             for (int i = 0; i < NT; i++) {
-                load_shared(w[i], stage + (((warp_n * NT + i) * K_TILES + k) * 32 + lane) * 16);
+                load_shared(w[own % AHEAD][i], stage + (((warp_n * NT + i) * K_TILES + k) * 32 + lane) * 16);
             }
+            auto& to = x[own % AHEAD];
             if constexpr (MT == 1) {
-                ldmatrix_x2(x[0][0], x[0][1], stage + W_BYTES + place(warp_m * 8 + lane % 8, 2 * k + lane / 8 % 2));
+                ldmatrix_x2(to[0][0], to[0][1], stage + W_BYTES + place(warp_m * 8 + lane % 8, 2 * k + lane / 8 % 2));
             } else {
 #pragma unroll
                 for (int j = 0; j < MT; j += 2) {
                     const int row = (warp_m * MT + j) * 8 + lane / 16 * 8 + lane % 8;
                     uint32_t r[4];
                     ldmatrix_x4(r, stage + W_BYTES + place(row, 2 * k + lane / 8 % 2));
-                    x[j][0] = r[0], x[j][1] = r[1], x[j + 1][0] = r[2], x[j + 1][1] = r[3];
+                    to[j][0] = r[0], to[j][1] = r[1], to[j + 1][0] = r[2], to[j + 1][1] = r[3];
                 }
             }
+        };
+#pragma unroll
+        for (int k = 0; k < AHEAD - 1; k++) read(k);
+#pragma unroll
+        for (int k = 0; k < OWN_TILES; k++) {
+            if (k + AHEAD - 1 < OWN_TILES) read(k + AHEAD - 1);
 #pragma unroll
             for (int i = 0; i < NT; i++) {
 #pragma unroll
-                for (int j = 0; j < MT; j++) mma(sums[i][j], w[i], x[j][0], x[j][1]);
+                for (int j = 0; j < MT; j++) mma(sums[i][j], w[k % AHEAD][i], x[k % AHEAD][j][0], x[k % AHEAD][j][1]);
+            }
+        }
+    }
+
+    if constexpr (WK > 1) {
+        copy_wait<0>();
+        __syncthreads();
+        float* slices = reinterpret_cast<float*>(shared);  // [WK - 1][NT * MT * 4][THREADS / WK]
+        constexpr int OTHERS = THREADS / WK;
+        const int own = thread % OTHERS;
+        if (warp_k > 0) {
+#pragma unroll
+            for (int i = 0; i < NT * MT * 4; i++) {
+                slices[((warp_k - 1) * NT * MT * 4 + i) * OTHERS + own] = sums[i / 4 / MT][i / 4 % MT][i % 4];
+            }
+        }
+        __syncthreads();
+        if (warp_k > 0) return;
+#pragma unroll
+        for (int s = 0; s < WK - 1; s++) {
+#pragma unroll
+            for (int i = 0; i < NT * MT * 4; i++) {
+                float& sum = sums[i / 4 / MT][i / 4 % MT][i % 4];
+                sum = __fadd_rn(sum, slices[(s * NT * MT * 4 + i) * OTHERS + own]);
             }
         }
     }
@@ -199,33 +248,38 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
 #pragma unroll
             for (int i = 0; i < NT; i++) {
                 const int tile = n_tile + warp_n * NT + i;
-                if (g.epilogue != SWIGLU_BF16) {
+                if (g.epilogue != SWIGLU_F16) {
                     store_pair(g, m, tile * 16 + 2 * (lane / 4), sums[i][j][odd], sums[i][j][2 + odd]);
                     continue;
                 }
                 // of two neighbouring tiles the first has the even, the second the odd outputs
-                bf16* out = static_cast<bf16*>(g.out) + static_cast<size_t>(m) * g.out_stride;
+                real16* out = static_cast<real16*>(g.out) + static_cast<size_t>(m) * g.out_stride;
                 const float value = silu_times(sums[i][j][odd], sums[i][j][2 + odd]);
                 if constexpr (NT == 1) {
-                    out[tile / 2 * 16 + 2 * (lane / 4) + tile % 2] = __float2bfloat16_rn(value);
+                    out[tile / 2 * 16 + 2 * (lane / 4) + tile % 2] = to16(value);
                 } else if (i % 2 == 1) {
                     const float even = silu_times(sums[i - 1][j][odd], sums[i - 1][j][2 + odd]);
-                    *reinterpret_cast<uint32_t*>(out + tile / 2 * 16 + 2 * (lane / 4)) = pack_bf16(even, value);
+                    *reinterpret_cast<uint32_t*>(out + tile / 2 * 16 + 2 * (lane / 4)) = pack16(even, value);
                 }
             }
         }
     }
 }
 
-#define GEMM_KERNEL(name, WN, WM, NT, MT, BK, STAGES)                                                \
-    extern "C" __global__ void __launch_bounds__(32 * WN * WM) name(const __grid_constant__ Gemm g) { \
-        gemm<WN, WM, NT, MT, BK, STAGES>(g);                                                         \
+#define GEMM_KERNEL(name, WN, WM, WK, NT, MT, BK, STAGES, BLOCKS)                                                   \
+    extern "C" __global__ void __launch_bounds__(32 * WN * WM * WK, BLOCKS) name(const __grid_constant__ Gemm g) { \
+        gemm<WN, WM, WK, NT, MT, BK, STAGES>(g);                                                                   \
     }
 
-// few rows: weights stream through deep queues; many rows: as large a tile as the registers hold
-GEMM_KERNEL(gemm_16x8, 1, 1, 1, 1, 128, 8)
-GEMM_KERNEL(gemm_16x16, 1, 1, 1, 2, 128, 6)
-GEMM_KERNEL(gemm_32x32, 2, 1, 1, 4, 64, 6)
-GEMM_KERNEL(gemm_64x64, 4, 1, 1, 8, 64, 5)
-GEMM_KERNEL(gemm_128x128, 2, 2, 4, 8, 32, 4)
-GEMM_KERNEL(gemm_128x256, 2, 4, 4, 8, 32, 4)
+// One warp sums over all of k, for few rows and for many.
+GEMM_KERNEL(gemm_16x8, 1, 1, 1, 1, 1, 128, 8, 1)
+GEMM_KERNEL(gemm_16x16, 1, 1, 1, 1, 2, 128, 6, 1)
+GEMM_KERNEL(gemm_32x32, 2, 1, 1, 1, 4, 64, 6, 1)
+GEMM_KERNEL(gemm_64x64, 4, 1, 1, 1, 8, 64, 5, 1)
+GEMM_KERNEL(gemm_128x128, 2, 4, 1, 4, 4, 64, 3, 2)
+
+// Four warps share each step of 128: up to 64 rows.
+GEMM_KERNEL(gemm_split_16x8, 1, 1, 4, 1, 1, 128, 8, 1)
+GEMM_KERNEL(gemm_split_16x16, 1, 1, 4, 1, 2, 128, 6, 1)
+GEMM_KERNEL(gemm_split_16x32, 1, 1, 4, 1, 4, 128, 5, 1)
+GEMM_KERNEL(gemm_split_16x64, 1, 1, 4, 1, 8, 128, 4, 1)

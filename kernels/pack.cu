@@ -6,8 +6,8 @@
 #include "common.cuh"
 
 struct Pack {
-    const bf16* source;  // [rows][columns]
-    bf16* destination;   // [.. / 16][k / 16][256]
+    const __nv_bfloat16* source;  // [rows][columns]
+    real16* destination;   // [.. / 16][k / 16][256]
     int rows, columns;
     int first_row;       // of these rows in the tensor
     int row_offset;      // of the tensor in the merged matrix
@@ -35,32 +35,34 @@ __device__ __forceinline__ size_t packed_index(const Pack& p, int row, int colum
 
 // Grid: (any, rows); block: any.
 extern "C" __global__ void pack(const __grid_constant__ Pack p) {
-    const bf16* source = p.source + static_cast<size_t>(blockIdx.y) * p.columns;
+    wait_for_previous();
+    const __nv_bfloat16* source = p.source + static_cast<size_t>(blockIdx.y) * p.columns;
     const int row = p.first_row + blockIdx.y;
     const int step = gridDim.x * blockDim.x, first = blockIdx.x * blockDim.x + threadIdx.x;
     if (p.taps == 1 && p.block % 2 == 0) {
         for (int i = first; i < p.columns / 2; i += step) {
             const int column = 2 * i / p.block * p.block_stride + 2 * i % p.block;
-            *reinterpret_cast<uint32_t*>(p.destination + packed_index(p, row, column)) =
-                *reinterpret_cast<const uint32_t*>(source + 2 * i);
+            const float2 pair = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(source + 2 * i));
+            *reinterpret_cast<uint32_t*>(p.destination + packed_index(p, row, column)) = pack16(pair.x, pair.y);
         }
         return;
     }
     for (int i = first; i < p.columns; i += step) {
         const int column = p.taps > 1 ? i % p.taps * p.block_stride + i / p.taps
                                       : i / p.block * p.block_stride + i % p.block;
-        p.destination[packed_index(p, row, column)] = source[i];
+        p.destination[packed_index(p, row, column)] = to16(__bfloat162float(source[i]));
     }
 }
 
 struct Widen {
-    const bf16* source;
+    const __nv_bfloat16* source;
     float* destination;
     int n;
 };
 
 // A vector as F32. Grid * block >= n.
 extern "C" __global__ void widen(const __grid_constant__ Widen a) {
+    wait_for_previous();
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < a.n) a.destination[i] = __bfloat162float(a.source[i]);
 }

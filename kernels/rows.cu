@@ -5,7 +5,7 @@
 struct RmsNorm {
     const float* x;       // [..][stride]
     const float* weight;  // [stride], zeros beyond dim
-    bf16* h;              // [rows][stride]
+    real16* h;              // [rows][stride]
     const Row* rows;      // with it, factors of `layer` from each row's stream are applied
     const int* index;     // with it, block i works on row index[i] of x and writes row i
     int layer, dim, stride;
@@ -14,6 +14,8 @@ struct RmsNorm {
 
 // h = x / sqrt(mean(x^2) + eps) * weight * factor. Grid: one block a row; block: 256; `stride` is a multiple of 4.
 extern "C" __global__ void __launch_bounds__(256) rms_norm(const __grid_constant__ RmsNorm a) {
+    allow_next();
+    wait_for_previous();
     __shared__ float sums[8];
     const int source = a.index == nullptr ? blockIdx.x : a.index[blockIdx.x];
     const float* x = a.x + static_cast<size_t>(source) * a.stride;
@@ -37,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(const __grid_constant
     if (a.rows != nullptr && a.rows[source].kv != nullptr) {
         factors = a.rows[source].ffn_scale + static_cast<size_t>(a.layer) * a.stride;
     }
-    bf16* h = a.h + static_cast<size_t>(blockIdx.x) * a.stride;
+    real16* h = a.h + static_cast<size_t>(blockIdx.x) * a.stride;
     for (int i = threadIdx.x * 4; i < a.stride; i += 1024) {
         const float4 v = *reinterpret_cast<const float4*>(x + i);
         const float4 w = *reinterpret_cast<const float4*>(a.weight + i);
@@ -45,8 +47,8 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(const __grid_constant
         if (factors != nullptr) f = *reinterpret_cast<const float4*>(factors + i);
         auto normed = [&](float v, float w, float f) { return __fmul_rn(__fmul_rn(__fmul_rn(v, inverse), w), f); };
         uint2 packed;
-        packed.x = pack_bf16(normed(v.x, w.x, f.x), normed(v.y, w.y, f.y));
-        packed.y = pack_bf16(normed(v.z, w.z, f.z), normed(v.w, w.w, f.w));
+        packed.x = pack16(normed(v.x, w.x, f.x), normed(v.y, w.y, f.y));
+        packed.y = pack16(normed(v.z, w.z, f.z), normed(v.w, w.w, f.w));
         *reinterpret_cast<uint2*>(h + i) = packed;
     }
 }
@@ -61,6 +63,8 @@ struct RopeAngles {
 
 // Grid: one block a row; block: any. The angle is an F32 product, as in the official code.
 extern "C" __global__ void rope_angles(const __grid_constant__ RopeAngles a) {
+    allow_next();
+    wait_for_previous();
     const uint32_t position = a.positions != nullptr ? a.positions[blockIdx.x] : a.rows[blockIdx.x].position;
     for (int j = threadIdx.x; j < a.half; j += blockDim.x) {
         float sine, cosine;
@@ -71,7 +75,7 @@ extern "C" __global__ void rope_angles(const __grid_constant__ RopeAngles a) {
 
 struct Embed {
     const Row* rows;
-    const bf16* tok_embeddings;  // packed, as the output matrix
+    const real16* tok_embeddings;  // packed, as the output matrix
     float* x;                    // [rows][stride]
     unsigned long long* best;    // [rows]
     int dim, stride;
@@ -79,16 +83,18 @@ struct Embed {
 
 // x = audio + token embedding; also clears best. Grid: one block a row; block: any.
 extern "C" __global__ void embed(const __grid_constant__ Embed a) {
+    allow_next();
+    wait_for_previous();
     const Row& row = a.rows[blockIdx.x];
     if (threadIdx.x == 0) a.best[blockIdx.x] = 0;
     float* x = a.x + static_cast<size_t>(blockIdx.x) * a.stride;
     const int r = row.token % 16 / 2 + row.token % 2 * 8;
-    const bf16* tiles = a.tok_embeddings + static_cast<size_t>(row.token / 16) * (a.stride / 16) * 256;
+    const real16* tiles = a.tok_embeddings + static_cast<size_t>(row.token / 16) * (a.stride / 16) * 256;
     for (int i = threadIdx.x; i < a.stride; i += blockDim.x) {
         float value = 0.0f;
         if (row.kv != nullptr && i < a.dim) {
             const int c = i % 16, lane = r % 8 * 4 + c % 8 / 2, part = r / 8 + c / 8 * 2;
-            value = __fadd_rn(row.audio[i], __bfloat162float(tiles[i / 16 * 256 + lane * 8 + part * 2 + c % 2]));
+            value = __fadd_rn(row.audio[i], from16(tiles[i / 16 * 256 + lane * 8 + part * 2 + c % 2]));
         }
         x[i] = value;
     }
@@ -96,15 +102,17 @@ extern "C" __global__ void embed(const __grid_constant__ Embed a) {
 
 struct ConvTails {
     const Segment* segments;
-    bf16* y;  // [..][stride], the first convolution's output
+    real16* y;  // [..][stride], the first convolution's output
     int stride;
 };
 
 // Puts each segment's tail before its rows, then keeps its last row as the new tail. Grid: one block a segment.
 extern "C" __global__ void conv_tails(const __grid_constant__ ConvTails a) {
+    allow_next();
+    wait_for_previous();
     const Segment s = a.segments[blockIdx.x];
-    bf16* first = a.y + static_cast<size_t>(s.first_conv) * a.stride;
-    const bf16* last = first + static_cast<size_t>(2 * s.n_rows) * a.stride;
+    real16* first = a.y + static_cast<size_t>(s.first_conv) * a.stride;
+    const real16* last = first + static_cast<size_t>(2 * s.n_rows) * a.stride;
     for (int i = threadIdx.x; i < a.stride; i += blockDim.x) {
         first[i] = s.conv_tail[i];
         s.conv_tail[i] = last[i];
@@ -113,19 +121,21 @@ extern "C" __global__ void conv_tails(const __grid_constant__ ConvTails a) {
 
 struct KeepKeys {
     const Segment* segments;
-    const bf16* qkv;  // [rows][stride]: queries, keys, values
+    const real16* qkv;  // [rows][stride]: queries, keys, values
     int stride, q_dim, kv_dim;
     int layer, n_slots;
 };
 
 // Keeps the keys and values of each segment's last rows in its ring. Grid: (last rows, segments); block: any.
 extern "C" __global__ void keep_keys(const __grid_constant__ KeepKeys a) {
+    allow_next();
+    wait_for_previous();
     const Segment s = a.segments[blockIdx.y];
     const int row = s.n_rows - 1 - static_cast<int>(blockIdx.x);
     if (row < 0) return;
     const size_t slot = static_cast<size_t>(s.position + row) % a.n_slots;
-    const bf16* keys = a.qkv + static_cast<size_t>(s.first_row + row) * a.stride + a.q_dim;
-    bf16* plane = s.ring + static_cast<size_t>(2 * a.layer) * a.n_slots * a.kv_dim;
+    const real16* keys = a.qkv + static_cast<size_t>(s.first_row + row) * a.stride + a.q_dim;
+    real16* plane = s.ring + static_cast<size_t>(2 * a.layer) * a.n_slots * a.kv_dim;
     const int n = a.kv_dim / 8;
     for (int i = threadIdx.x; i < 2 * n; i += blockDim.x) {
         const size_t at = ((i < n ? 0 : a.n_slots) + slot) * a.kv_dim + i % n * 8;

@@ -76,7 +76,7 @@ impl Decoder {
     ) -> Result<Self> {
         let p = weights.params;
         let d = p.decoder;
-        let bf16 = |width: usize| device.alloc_zeros(PASS_ROWS * padded(width) * 2);
+        let f16 = |width: usize| device.alloc_zeros(PASS_ROWS * padded(width) * 2);
         let max_chunks = d.sliding_window.div_ceil(CHUNK) + 1;
         let scratch = Scratch {
             host: Pinned::new(device, INPUT_BYTES)?,
@@ -84,10 +84,10 @@ impl Decoder {
             best_host: Pinned::new(device, PASS_ROWS)?,
             best: device.alloc_zeros(PASS_ROWS * 8)?,
             x: device.alloc_zeros(PASS_ROWS * padded(d.dim) * 4)?,
-            h: bf16(d.dim)?,
-            qkv: bf16(d.q_dim())?,
-            attended: bf16(d.q_dim())?,
-            hidden: bf16(d.hidden_dim)?,
+            h: f16(d.dim)?,
+            qkv: f16(d.q_dim())?,
+            attended: f16(d.q_dim())?,
+            hidden: f16(d.hidden_dim)?,
             angles: device.alloc_zeros(PASS_ROWS * d.head_dim * 4)?,
             partials: device.alloc_zeros(PASS_ROWS * d.n_heads * max_chunks * (d.head_dim + 2) * 4)?,
         };
@@ -298,10 +298,10 @@ impl Decoder {
             )?;
             for (i, layer) in self.layers.iter().enumerate() {
                 kernels.rms_norm(m, &norm(&layer.attention_norm))?;
-                kernels.gemm(&Gemm {
+                kernels.split_gemm(&Gemm {
                     layer: i as i32,
                     out_stride: padded(d.q_dim()) as i32,
-                    ..self.product(&layer.qkv, &s.h, m, &s.qkv, Epilogue::QkvBf16)
+                    ..self.product(&layer.qkv, &s.h, m, &s.qkv, Epilogue::QkvF16)
                 })?;
                 kernels.decoder_attention(
                     m,
@@ -320,20 +320,20 @@ impl Decoder {
                         scale: super::softmax_scale(d),
                     },
                 )?;
-                kernels.gemm(&self.product(&layer.wo, &s.attended, m, &s.x, Epilogue::AddF32))?;
+                kernels.split_gemm(&self.product(&layer.wo, &s.attended, m, &s.x, Epilogue::AddF32))?;
                 kernels.rms_norm(m, &RmsNorm { rows, layer: i as i32, ..norm(&layer.ffn_norm) })?;
-                kernels.gemm(&Gemm {
+                kernels.split_gemm(&Gemm {
                     out_stride: padded(d.hidden_dim) as i32,
-                    ..self.product(&layer.w13, &s.h, m, &s.hidden, Epilogue::SwigluBf16)
+                    ..self.product(&layer.w13, &s.h, m, &s.hidden, Epilogue::SwigluF16)
                 })?;
-                kernels.gemm(&self.product(&layer.w2, &s.hidden, m, &s.x, Epilogue::AddF32))?;
+                kernels.split_gemm(&self.product(&layer.w2, &s.hidden, m, &s.x, Epilogue::AddF32))?;
                 trace.f32("decoder_layer", i, &s.x, m, dim, d.dim)?;
             }
             if shape.n_wanted > 0 {
                 let index = rows + INDEX_AT as u64;
                 kernels.rms_norm(shape.n_wanted, &RmsNorm { index, ..norm(&self.norm) })?;
-                trace.bf16("decoder_norm", 0, &s.h, shape.n_wanted, dim, d.dim)?;
-                kernels.gemm(&Gemm {
+                trace.f16("decoder_norm", 0, &s.h, shape.n_wanted, dim, d.dim)?;
+                kernels.split_gemm(&Gemm {
                     n: p.vocab_size as i32,
                     ..self.product(&self.tok_embeddings, &s.h, shape.n_wanted, &s.x, Epilogue::Top1)
                 })?;
@@ -353,7 +353,7 @@ impl Decoder {
         let mut logits = vec![0f32; n * width];
         // SAFETY: `h` holds the normed rows of the last pass, and `out` PASS_ROWS rows of logits.
         unsafe {
-            kernels.gemm(&self.product(&self.tok_embeddings, &self.scratch.h, n, out, Epilogue::StoreF32))?;
+            kernels.split_gemm(&self.product(&self.tok_embeddings, &self.scratch.h, n, out, Epilogue::StoreF32))?;
             device.download(bytes_of_mut(&mut logits), out.address())?;
         }
         Ok(logits.chunks_exact(width).flat_map(|row| &row[..vocab]).copied().collect())

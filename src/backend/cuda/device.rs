@@ -16,6 +16,9 @@ const MIN_DRIVER: i32 = 13_000;
 /// Compute capability of the oldest GPUs with BF16 matrix units.
 const MIN_CAPABILITY: (i32, i32) = (8, 0);
 
+/// Compute capability from which kernels can wait inside for those before them (see `wait_for_previous`).
+const FIRST_OVERLAPPING: (i32, i32) = (9, 0);
+
 /// A device address; 0 is null.
 pub type Address = u64;
 
@@ -43,6 +46,8 @@ pub struct Device {
     modules: Vec<Arc<CudaModule>>,
     pub name: String,
     pub n_multiprocessors: u32,
+    /// Whether a kernel may start before the one before it has ended.
+    overlaps: bool,
 }
 
 /// Whether this GPU can be used; if not, why.
@@ -105,7 +110,9 @@ impl Device {
         let n = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(failed("cannot ask for the GPU's size"))?;
-        Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors: n as u32 }))
+        let capability = context.compute_capability().map_err(failed("cannot ask for the GPU's capability"))?;
+        let overlaps = capability >= FIRST_OVERLAPPING;
+        Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors: n as u32, overlaps }))
     }
 
     /// Makes this GPU the calling thread's; every entry into the backend does that first.
@@ -143,17 +150,27 @@ impl Device {
         arguments: &A,
     ) -> Result<()> {
         let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast()];
+        // SAFETY: an attribute of zeros is valid; the one that is set is an integer.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &mut attribute,
+            numAttrs: u32::from(self.overlaps),
+        };
         // SAFETY: as promised by the caller; the driver copies the parameter before it returns.
         unsafe {
-            result::launch_kernel(
-                kernel.function.cu_function(),
-                grid.into(),
-                (block, 1, 1),
-                shared_bytes,
-                self.stream.cu_stream(),
-                &mut parameters,
-            )
+            sys::cuLaunchKernelEx(&config, kernel.function.cu_function(), parameters.as_mut_ptr(), std::ptr::null_mut())
         }
+        .result()
         .map_err(failed(kernel.name))
     }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use half::bf16;
+use half::f16;
 
 use super::Tracer;
 use super::device::{Buffer, Device, Graph, Pinned, bytes_of};
@@ -44,7 +44,7 @@ pub struct Encoder {
 struct Scratch {
     n_frames: usize,
     n_segments: usize,
-    /// Tables, then frames in BF16: on the host and on the device.
+    /// Tables, then frames in F16: on the host and on the device.
     host: Pinned<u8>,
     input: Buffer,
     conv: Buffer,
@@ -188,20 +188,20 @@ impl Encoder {
         let input = n_segments * size_of::<Segment>()
             + n_frames * TABLE_BYTES_PER_FRAME
             + (n_frames + 2 * n_segments) * padded(p.n_mels) * 2;
-        let bf16 = |rows: usize, width: usize| device.alloc_zeros(rows * padded(width) * 2);
+        let f16 = |rows: usize, width: usize| device.alloc_zeros(rows * padded(width) * 2);
         self.scratch = Some(Scratch {
             n_frames,
             n_segments,
             host: Pinned::new(device, input)?,
             input: device.alloc(input)?,
-            conv: bf16(n_frames + 2 * n_segments, e.dim)?,
+            conv: f16(n_frames + 2 * n_segments, e.dim)?,
             x: device.alloc_zeros(rows * padded(e.dim) * 4)?,
-            h: bf16(rows, e.dim)?,
-            qkv: bf16(rows, e.q_dim() + 2 * e.kv_dim())?,
-            attended: bf16(rows, e.q_dim())?,
-            hidden: bf16(rows, e.hidden_dim)?,
+            h: f16(rows, e.dim)?,
+            qkv: f16(rows, e.q_dim() + 2 * e.kv_dim())?,
+            attended: f16(rows, e.q_dim())?,
+            hidden: f16(rows, e.hidden_dim)?,
             angles: device.alloc(rows * e.head_dim * 4)?,
-            joined: bf16(tokens, p.decoder.dim)?,
+            joined: f16(tokens, p.decoder.dim)?,
             embeddings: device.alloc(tokens * padded(p.decoder.dim) * 4)?,
         });
         Ok(())
@@ -254,7 +254,7 @@ impl Encoder {
             conv0_out.extend((0..n_frames as i32).map(|f| first_frame + 1 + f));
             conv1_in.extend((0..n_rows as i32).map(|r| first_frame + 2 * r));
 
-            let rounded = part.log_mel.iter().map(|&x| bf16::from_f32(x).to_bits());
+            let rounded = part.log_mel.iter().map(|&x| f16::from_f32(x).to_bits());
             let mut all = std::mem::take(&mut stream.mel_tail);
             all.extend(rounded);
             let (own, rest) = std::mem::take(&mut mel).split_at_mut((n_frames + 2) * width * 2);
@@ -334,7 +334,7 @@ impl Encoder {
                 x_stride: padded(p.n_mels) as i32,
                 bias: bias0.address(),
                 out_rows: layout.conv0_out,
-                ..product(conv0, &s.input, n_frames as usize, &s.conv, Epilogue::GeluBf16)
+                ..product(conv0, &s.input, n_frames as usize, &s.conv, Epilogue::GeluF16)
             })?;
             kernels.conv_tails(
                 shape.len(),
@@ -363,7 +363,7 @@ impl Encoder {
                 kernels.gemm(&Gemm {
                     bias: bias(&layer.qkv_bias),
                     rope: s.angles.address(),
-                    ..product(&layer.qkv, &s.h, rows, &s.qkv, Epilogue::QkvBf16)
+                    ..product(&layer.qkv, &s.h, rows, &s.qkv, Epilogue::QkvF16)
                 })?;
                 kernels.encoder_attention(
                     n_tiles,
@@ -403,7 +403,7 @@ impl Encoder {
                 kernels.rms_norm(rows, &norm(&layer.ffn_norm))?;
                 kernels.gemm(&Gemm {
                     out_stride: padded(e.hidden_dim) as i32,
-                    ..product(&layer.w13, &s.h, rows, &s.hidden, Epilogue::SwigluBf16)
+                    ..product(&layer.w13, &s.h, rows, &s.hidden, Epilogue::SwigluF16)
                 })?;
                 let w2 = product(&layer.w2, &s.hidden, rows, &s.x, Epilogue::AddF32);
                 kernels.gemm(&Gemm { bias: bias(&layer.w2_bias), ..w2 })?;
@@ -412,9 +412,9 @@ impl Encoder {
 
             // four neighbouring rows side by side are one row of the adapter's input
             kernels.rms_norm(rows, &norm(&self.norm))?;
-            trace.bf16("encoder_norm", 0, &s.h, rows, dim, e.dim)?;
+            trace.f16("encoder_norm", 0, &s.h, rows, dim, e.dim)?;
             let [first, second] = &self.adapter;
-            kernels.gemm(&product(first, &s.h, tokens, &s.joined, Epilogue::GeluBf16))?;
+            kernels.gemm(&product(first, &s.h, tokens, &s.joined, Epilogue::GeluF16))?;
             kernels.gemm(&product(second, &s.joined, tokens, &s.embeddings, Epilogue::StoreF32))?;
             trace.f32("adapter", 0, &s.embeddings, tokens, padded(p.decoder.dim), p.decoder.dim)
         }

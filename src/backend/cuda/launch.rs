@@ -49,9 +49,9 @@ pub enum Epilogue {
     StoreF32 = 0,
     AddF32 = 1,
     GeluF32 = 2,
-    GeluBf16 = 3,
-    SwigluBf16 = 4,
-    QkvBf16 = 5,
+    GeluF16 = 3,
+    SwigluF16 = 4,
+    QkvF16 = 5,
     Top1 = 6,
 }
 
@@ -205,7 +205,9 @@ struct GemmShape {
 /// All kernels of the backend.
 pub struct Kernels {
     device: Arc<Device>,
-    gemms: Vec<GemmShape>,
+    /// Product kernels in which one warp sums over all of k, and in which four share it; from few rows to many.
+    whole: Vec<GemmShape>,
+    split: Vec<GemmShape>,
     rms_norm: Kernel,
     rope_angles: Kernel,
     embed: Kernel,
@@ -219,6 +221,11 @@ pub struct Kernels {
     widen: Kernel,
 }
 
+/// The smallest shape for this many rows, or the largest there is.
+fn smallest(shapes: &[GemmShape], m: u32) -> &GemmShape {
+    shapes.iter().find(|shape| shape.bm >= m).unwrap_or(&shapes[shapes.len() - 1])
+}
+
 /// The compiled `kernels/*.cu`.
 const FATBINS: [&[u8]; 5] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/gemm.fatbin")),
@@ -229,7 +236,7 @@ const FATBINS: [&[u8]; 5] = [
 ];
 
 fn encoder_attention_bytes(head_dim: usize) -> u32 {
-    (4 * TILE * head_dim * 2) as u32
+    (3 * 2 * TILE * head_dim * 2) as u32
 }
 
 fn decoder_attention_bytes(head_dim: usize) -> u32 {
@@ -254,20 +261,28 @@ impl Kernels {
             let shared_bytes = stages * (bn + bm) * bk * 2;
             Ok(GemmShape { kernel: device.kernel(name, shared_bytes)?, bn, bm, threads, shared_bytes })
         };
-        let gemms: Result<_> = [
+        let whole: Result<_> = [
             gemm("gemm_16x8", 16, 8, 32, 128, 8),
             gemm("gemm_16x16", 16, 16, 32, 128, 6),
             gemm("gemm_32x32", 32, 32, 64, 64, 6),
             gemm("gemm_64x64", 64, 64, 128, 64, 5),
-            gemm("gemm_128x128", 128, 128, 128, 32, 4),
-            gemm("gemm_128x256", 128, 256, 256, 32, 4),
+            gemm("gemm_128x128", 128, 128, 256, 64, 3),
+        ]
+        .into_iter()
+        .collect();
+        let split: Result<_> = [
+            gemm("gemm_split_16x8", 16, 8, 128, 128, 8),
+            gemm("gemm_split_16x16", 16, 16, 128, 128, 6),
+            gemm("gemm_split_16x32", 16, 32, 128, 128, 5),
+            gemm("gemm_split_16x64", 16, 64, 128, 128, 4),
         ]
         .into_iter()
         .collect();
         let attention = [("encoder_attention_16", 16), ("encoder_attention_64", 64), ("encoder_attention_128", 128)]
             .map(|(name, head_dim)| device.kernel(name, encoder_attention_bytes(head_dim)));
         Ok(Self {
-            gemms: gemms?,
+            whole: whole?,
+            split: split?,
             rms_norm: device.kernel("rms_norm", 0)?,
             rope_angles: device.kernel("rope_angles", 0)?,
             embed: device.kernel("embed", 0)?,
@@ -286,24 +301,27 @@ impl Kernels {
         &self.device
     }
 
-    /// The shape for this many rows: the least padding for few, the largest tile that still fills the GPU for many.
-    /// Sums are the same in all.
-    fn shape(&self, m: u32, n: u32) -> &GemmShape {
-        let blocks = |shape: &GemmShape| n.div_ceil(shape.bn) * m.div_ceil(shape.bm);
-        let [few @ .., middle, large] = self.gemms.as_slice() else { unreachable!("six shapes") };
-        if m > 64 && blocks(large) >= self.device.n_multiprocessors {
-            return large;
-        }
-        if m > 64 && blocks(middle) >= self.device.n_multiprocessors / 2 {
-            return middle;
-        }
-        few.iter().find(|shape| shape.bm >= m).unwrap_or(&few[few.len() - 1])
-    }
-
+    /// The encoder's product: any number of rows.
+    ///
     /// # Safety
     /// All addresses must be those of allocations large enough for the shapes given, as for every launch below.
     pub unsafe fn gemm(&self, a: &Gemm) -> Result<()> {
-        let shape = self.shape(a.m as u32, a.n as u32);
+        let (m, n) = (a.m as u32, a.n as u32);
+        let [few @ .., many] = self.whole.as_slice() else { unreachable!("five shapes") };
+        let enough = m > 64 && n.div_ceil(many.bn) * m.div_ceil(many.bm) >= self.device.n_multiprocessors / 2;
+        let shape = if enough { many } else { smallest(few, m) };
+        unsafe { self.multiply(shape, a) }
+    }
+
+    /// The decoder's product: up to 64 rows, where the time goes into reading the weights.
+    ///
+    /// # Safety
+    /// As for [`gemm`](Self::gemm).
+    pub unsafe fn split_gemm(&self, a: &Gemm) -> Result<()> {
+        unsafe { self.multiply(smallest(&self.split, a.m as u32), a) }
+    }
+
+    unsafe fn multiply(&self, shape: &GemmShape, a: &Gemm) -> Result<()> {
         let n = (a.n as u32).next_multiple_of(128);
         let grid = [n / shape.bn, (a.m as u32).div_ceil(shape.bm), 1];
         unsafe { self.device.launch(&shape.kernel, grid, shape.threads, shape.shared_bytes, a) }

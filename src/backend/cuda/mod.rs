@@ -1,7 +1,7 @@
 //! The CUDA backend: the network on one NVIDIA GPU, compute capability 8.0 or newer.
 //!
-//! Products are BF16 with F32 sums, the residual stream, norms, softmax and rotations are F32, keys and values BF16. Every
-//! sum runs in an order that depends on nothing but the row it belongs to, so a row's bits do not change with the
+//! Products are F16 with F32 sums (`kernels/common.cuh` says why that is safe for BF16 weights), the residual stream,
+//! norms, softmax and rotations are F32, keys and values F16. Every sum runs in an order that depends on nothing but the row it belongs to, so a row's bits do not change with the
 //! number of rows, their company, or whether launches come from a graph.
 
 mod decoder;
@@ -14,7 +14,7 @@ mod weights;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use self::decoder::Decoder;
 use self::device::{Buffer, Device, bytes_of, bytes_of_mut};
@@ -199,7 +199,7 @@ impl Tracer {
     }
 
     /// As [`f32`](Self::f32).
-    fn bf16(
+    fn f16(
         &mut self,
         name: &'static str,
         layer: usize,
@@ -215,7 +215,7 @@ impl Tracer {
         // SAFETY: callers pass the shape of the buffer's contents.
         unsafe { self.device.download(bytes_of_mut(&mut values), x.address())? };
         let rows = values.chunks_exact(stride).flat_map(|row| &row[..width]);
-        let values: Vec<f32> = rows.map(|&bits| bf16::from_bits(bits).to_f32()).collect();
+        let values: Vec<f32> = rows.map(|&bits| f16::from_bits(bits).to_f32()).collect();
         self.values(name, layer, &values, width);
         Ok(())
     }

@@ -20,23 +20,23 @@ struct Embeddings {
 
 /// State of one stream.
 pub struct CudaStream {
-    /// Last mel frames in BF16, `[2, n_mels]`.
-    pub mel_tail: Vec<u16>,
+    /// Last mel frames in F16, `[2, n_mels]`.
+    pub(super) mel_tail: Vec<u16>,
     /// Last row of the first convolution, `[dim]`.
-    pub conv_tail: Buffer,
+    pub(super) conv_tail: Buffer,
     /// `[n_layers, 2, n_slots, kv_dim]`
-    pub encoder_ring: Buffer,
+    pub(super) encoder_ring: Buffer,
     /// Encoder rows so far.
-    pub n_encoded_rows: u64,
+    pub(super) n_encoded_rows: u64,
     /// `[n_layers, 2, n_slots, kv_dim]`
-    pub decoder_ring: Buffer,
-    pub n_slots: usize,
+    pub(super) decoder_ring: Buffer,
+    pub(super) n_slots: usize,
     /// Decoder positions so far.
-    pub position: u64,
+    pub(super) position: u64,
     embeddings: VecDeque<Embeddings>,
     n_embeddings: u64,
     /// `1 + ada`, `[n_layers, dim]`
-    pub ffn_scale: Arc<Buffer>,
+    pub(super) ffn_scale: Arc<Buffer>,
 }
 
 /// Slots of an encoder ring: the rows before a pass that its first query sees.
@@ -70,6 +70,11 @@ impl CudaStream {
             n_embeddings: 0,
             ffn_scale,
         })
+    }
+
+    /// Decoder positions so far.
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
     /// Makes room in the decoder ring for positions up to `end`, at most `max_rows` of them new in one pass.
