@@ -326,7 +326,7 @@ fn rewinding_and_growing_rings_lose_nothing() {
     let n_positions = mel.len() / model.params.n_mels / 8;
     let tokens = some_tokens(&model, n_positions);
     assert!(n_positions > 1400);
-    let mut open = |cuda: &mut Cuda| {
+    let open = |cuda: &mut Cuda| {
         let mut stream = cuda.open(Delay::DEFAULT).unwrap();
         cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: &mel }]).unwrap();
         stream

@@ -125,10 +125,9 @@ impl Device {
         self.context.mem_get_info().map_err(failed("cannot ask for free memory"))
     }
 
-    /// A kernel of the loaded modules whose launches have this much dynamic shared memory.
-    pub fn kernel(&self, name: &'static str, shared_bytes: u32) -> Result<Kernel> {
-        let found = self.modules.iter().find_map(|module| module.load_function(name).ok());
-        let function = found.ok_or_else(|| Error::Backend(format!("CUDA: kernel {name} is missing")))?;
+    /// A kernel of the fatbin of this index, whose launches have so much dynamic shared memory.
+    pub fn kernel(&self, fatbin: usize, name: &'static str, shared_bytes: u32) -> Result<Kernel> {
+        let function = self.modules[fatbin].load_function(name).map_err(failed(name))?;
         if shared_bytes > 48 << 10 {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, shared_bytes as i32).map_err(failed(name))?;

@@ -221,12 +221,7 @@ pub struct Kernels {
     widen: Kernel,
 }
 
-/// The smallest shape for this many rows, or the largest there is.
-fn smallest(shapes: &[GemmShape], m: u32) -> &GemmShape {
-    shapes.iter().find(|shape| shape.bm >= m).unwrap_or(&shapes[shapes.len() - 1])
-}
-
-/// The compiled `kernels/*.cu`.
+/// The compiled `kernels/*.cu`, with the index of each.
 const FATBINS: [&[u8]; 5] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/gemm.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin")),
@@ -234,6 +229,11 @@ const FATBINS: [&[u8]; 5] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/encoder_attention.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/decoder_attention.fatbin")),
 ];
+const GEMM: usize = 0;
+const ROWS: usize = 1;
+const PACK: usize = 2;
+const ENCODER_ATTENTION: usize = 3;
+const DECODER_ATTENTION: usize = 4;
 
 fn encoder_attention_bytes(head_dim: usize) -> u32 {
     (3 * 2 * TILE * head_dim * 2) as u32
@@ -259,13 +259,14 @@ impl Kernels {
         let device = Device::open(ordinal, &FATBINS)?;
         let gemm = |name, bn: u32, bm: u32, threads, bk: u32, stages: u32| {
             let shared_bytes = stages * (bn + bm) * bk * 2;
-            Ok(GemmShape { kernel: device.kernel(name, shared_bytes)?, bn, bm, threads, shared_bytes })
+            Ok(GemmShape { kernel: device.kernel(GEMM, name, shared_bytes)?, bn, bm, threads, shared_bytes })
         };
         let whole: Result<_> = [
-            gemm("gemm_16x8", 16, 8, 32, 128, 8),
-            gemm("gemm_16x16", 16, 16, 32, 128, 6),
-            gemm("gemm_32x32", 32, 32, 64, 64, 6),
-            gemm("gemm_64x64", 64, 64, 128, 64, 5),
+            gemm("gemm_16x8", 16, 8, 128, 128, 8),
+            gemm("gemm_16x16", 16, 16, 128, 128, 6),
+            gemm("gemm_16x32", 16, 32, 128, 128, 5),
+            gemm("gemm_32x64", 32, 64, 256, 128, 3),
+            gemm("gemm_64x64", 64, 64, 128, 64, 4),
             gemm("gemm_128x128", 128, 128, 256, 64, 3),
         ]
         .into_iter()
@@ -275,24 +276,29 @@ impl Kernels {
             gemm("gemm_split_16x16", 16, 16, 128, 128, 6),
             gemm("gemm_split_16x32", 16, 32, 128, 128, 5),
             gemm("gemm_split_16x64", 16, 64, 128, 128, 4),
+            gemm("gemm_split_32x64", 32, 64, 256, 128, 4),
         ]
         .into_iter()
         .collect();
         let attention = [("encoder_attention_16", 16), ("encoder_attention_64", 64), ("encoder_attention_128", 128)]
-            .map(|(name, head_dim)| device.kernel(name, encoder_attention_bytes(head_dim)));
+            .map(|(name, head_dim)| device.kernel(ENCODER_ATTENTION, name, encoder_attention_bytes(head_dim)));
         Ok(Self {
             whole: whole?,
             split: split?,
-            rms_norm: device.kernel("rms_norm", 0)?,
-            rope_angles: device.kernel("rope_angles", 0)?,
-            embed: device.kernel("embed", 0)?,
-            conv_tails: device.kernel("conv_tails", 0)?,
-            keep_keys: device.kernel("keep_keys", 0)?,
+            rms_norm: device.kernel(ROWS, "rms_norm", 0)?,
+            rope_angles: device.kernel(ROWS, "rope_angles", 0)?,
+            embed: device.kernel(ROWS, "embed", 0)?,
+            conv_tails: device.kernel(ROWS, "conv_tails", 0)?,
+            keep_keys: device.kernel(ROWS, "keep_keys", 0)?,
             encoder_attention: attention.into_iter().collect::<Result<_>>()?,
-            attend_chunks: device.kernel("attend_chunks", decoder_attention_bytes(decoder.head_dim))?,
-            combine_chunks: device.kernel("combine_chunks", 0)?,
-            pack: device.kernel("pack", 0)?,
-            widen: device.kernel("widen", 0)?,
+            attend_chunks: device.kernel(
+                DECODER_ATTENTION,
+                "attend_chunks",
+                decoder_attention_bytes(decoder.head_dim),
+            )?,
+            combine_chunks: device.kernel(DECODER_ATTENTION, "combine_chunks", 0)?,
+            pack: device.kernel(PACK, "pack", 0)?,
+            widen: device.kernel(PACK, "widen", 0)?,
             device,
         })
     }
@@ -306,11 +312,7 @@ impl Kernels {
     /// # Safety
     /// All addresses must be those of allocations large enough for the shapes given, as for every launch below.
     pub unsafe fn gemm(&self, a: &Gemm) -> Result<()> {
-        let (m, n) = (a.m as u32, a.n as u32);
-        let [few @ .., many] = self.whole.as_slice() else { unreachable!("five shapes") };
-        let enough = m > 64 && n.div_ceil(many.bn) * m.div_ceil(many.bm) >= self.device.n_multiprocessors / 2;
-        let shape = if enough { many } else { smallest(few, m) };
-        unsafe { self.multiply(shape, a) }
+        unsafe { self.multiply(&self.whole, a) }
     }
 
     /// The decoder's product: up to 64 rows, where the time goes into reading the weights.
@@ -318,12 +320,20 @@ impl Kernels {
     /// # Safety
     /// As for [`gemm`](Self::gemm).
     pub unsafe fn split_gemm(&self, a: &Gemm) -> Result<()> {
-        unsafe { self.multiply(smallest(&self.split, a.m as u32), a) }
+        unsafe { self.multiply(&self.split, a) }
     }
 
-    unsafe fn multiply(&self, shape: &GemmShape, a: &Gemm) -> Result<()> {
-        let n = (a.n as u32).next_multiple_of(128);
-        let grid = [n / shape.bn, (a.m as u32).div_ceil(shape.bm), 1];
+    /// With the largest tiles that are not mostly padding and still give every multiprocessor one. Sums are the same in
+    /// all shapes of a family.
+    unsafe fn multiply(&self, family: &[GemmShape], a: &Gemm) -> Result<()> {
+        let (m, n) = (a.m as u32, (a.n as u32).next_multiple_of(128));
+        let grid = |shape: &GemmShape| [n / shape.bn, m.div_ceil(shape.bm), 1];
+        let fitting = |shape: &&GemmShape| shape.bm <= m.next_power_of_two().max(8);
+        let full = |shape: &&GemmShape| grid(shape).iter().product::<u32>() >= self.device.n_multiprocessors;
+        // where none fills the GPU: the least waste among those of few weights
+        let narrow = || family.iter().filter(fitting).rfind(|shape| shape.bn == family[0].bn).unwrap_or(&family[0]);
+        let shape = family.iter().filter(fitting).rfind(full).unwrap_or_else(narrow);
+        let grid = grid(shape);
         unsafe { self.device.launch(&shape.kernel, grid, shape.threads, shape.shared_bytes, a) }
     }
 
