@@ -119,7 +119,7 @@ fn stages(dir: &Path, options: &BackendOptions, threads: usize) {
     // read and step by turns: both see the same state of the machine
     let (mut reads, mut steps) = (Vec::new(), Vec::new());
     let mut prompt = Vec::new();
-    for inputs in [vec![32; 39], vec![32; 8]] {
+    for inputs in [39, 2, 4, 8, 16, 32].map(|n| vec![32; n]) {
         let start = Instant::now();
         decode(&mut cpu, &mut stream, &inputs);
         prompt.push((inputs.len(), start.elapsed()));

@@ -168,6 +168,14 @@ fn model_directories_that_are_none() {
     let hugging_face = |dir: &Path| {
         std::fs::rename(dir.join("consolidated.safetensors"), dir.join("model.safetensors")).unwrap();
     };
+    #[cfg(unix)]
+    for name in ["params.json", "tekken.json", "consolidated.safetensors"] {
+        let endless = |dir: &Path| {
+            std::fs::remove_file(dir.join(name)).unwrap();
+            std::os::unix::fs::symlink("/dev/zero", dir.join(name)).unwrap();
+        };
+        assert_model_refused(endless, &[name, "not a regular file"]);
+    }
     assert_model_refused(hugging_face, &["model.safetensors", "download consolidated.safetensors"]);
 }
 
@@ -221,6 +229,22 @@ fn weights_that_are_not_this_models() {
         |d| change_json(d, "params.json", |p| p["n_layers"] = 2.into()),
         &["layers.2.", "fewer layers"],
     );
+}
+
+#[test]
+fn tensors_of_no_use_are_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["params.json", "tekken.json", "consolidated.safetensors"] {
+        std::fs::copy(tiny_model().join(name), dir.path().join(name)).unwrap();
+    }
+    change_header(dir.path(), |header| {
+        for name in ["output.weight", "layers.0.extra"] {
+            header[name] = json!({"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]});
+        }
+    });
+    let (code, stdout, stderr) = run(dir.path(), &project("samples/kal_computer.wav"));
+    assert_eq!((code, stdout.is_empty()), (Some(0), false), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 #[test]

@@ -109,6 +109,9 @@ fn token_ids_do_not_depend_on_interval_and_threads() {
     let (_, both, _) = output(voxtral().arg("--tokens").args([sample("slt_numbers"), sample("slt_numbers")]));
     assert_eq!(both, format!("{expected}{expected}"));
     assert_ne!(run(&["--delay", "80"]), expected);
+    // an input that fails has a line too
+    let (code, lines, _) = output(voxtral().arg("--tokens").args(["nothing.wav".into(), sample("slt_numbers")]));
+    assert_eq!((code, lines), (1, format!("\n{expected}")));
 }
 
 #[test]
@@ -143,8 +146,8 @@ fn timings_are_the_lines_that_scripts_parse() {
             "Speed: N xRT, N passes, N GB/s of weights",
         ]
     );
-    // 32 + 105 + 6 + 11 positions, of which the last is not needed; the recording ends in silence, so there is an EOS
-    assert!(stderr.contains(" mel -> "), "{stderr}");
+    // the recording ends in silence: after the EOS at frame 88 there is a fresh start on the rest
+    assert!(stderr.contains("Encoder: 1560 mel -> 195 tokens (") && stderr.contains(" (115 steps) in "), "{stderr}");
     let (_, _, stderr) = output(voxtral().env("VOX_PRINT_TIMINGS", "0").arg(sample("kal_computer")));
     assert_eq!(stderr, "");
 }
@@ -243,6 +246,7 @@ fn an_interrupt_ends_a_live_stream_with_all_that_was_heard() {
     let mut text = Vec::new();
     stdout.read_until(b'.', &mut text).unwrap();
     interrupt(&child);
+    interrupt(&child); // as when a shell signals the process and its group
     stdout.read_to_end(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
     assert!(text.ends_with('\n') && text.len() > 60, "{text}");

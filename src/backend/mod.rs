@@ -65,6 +65,9 @@ pub struct Prediction {
     pub top: Vec<(u32, f32)>,
 }
 
+/// Positions that a stream can be rewound by.
+pub const MAX_REWIND: usize = 64;
+
 /// Receives named activations: stage, layer, rows `[n, width]`, width. For comparing backends and references.
 pub type TraceSink = Box<dyn FnMut(&'static str, usize, &[f32], usize) + Send>;
 
@@ -87,7 +90,7 @@ pub trait Backend: Sized + Send {
     /// `1 + drafts`.
     fn decode(&mut self, batch: &mut [Span<'_, Self::Stream>]) -> Result<()>;
 
-    /// Forgets the positions from `position` on, which must belong to the stream's last decoded span.
+    /// Forgets the positions from `position` on: at most [`MAX_REWIND`], all of the stream's last span.
     fn rewind(&mut self, stream: &mut Self::Stream, position: u64);
 
     /// Bytes of weights that one decoder pass reads.

@@ -17,7 +17,7 @@ use voxtral::backend::Backend;
 use voxtral::backend::cpu::Cpu;
 #[cfg(cuda_kernels)]
 use voxtral::backend::cuda::Cuda;
-use voxtral::output::TranscriptWriter;
+use voxtral::output::{Style, TranscriptWriter};
 use voxtral::{Engine, Event, Model, Session};
 
 use self::input::{PcmStream, silence_decoder_panics};
@@ -26,6 +26,8 @@ use self::report::{Progress, monitor, monitor_restart, print_timings, say};
 
 const FAILED: u8 = 1;
 const INTERRUPTED: u8 = 130;
+/// Interrupts within this time count as one.
+const SAME_INTERRUPT: Duration = Duration::from_millis(250);
 /// How long to wait for audio before looking whether the user wants to stop.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -74,10 +76,13 @@ fn start_logging(verbosity: Verbosity) {
 
 /// The first interrupt ends transcription after what has been heard, the second the process.
 fn stop_on_interrupt(interrupted: Arc<AtomicBool>) -> Result<(), ctrlc::Error> {
+    let mut first = None;
     ctrlc::set_handler(move || {
-        if interrupted.swap(true, Ordering::Relaxed) {
+        // one interrupt may arrive twice, for the process and for its group
+        if first.get_or_insert_with(Instant::now).elapsed() > SAME_INTERRUPT {
             std::process::exit(INTERRUPTED.into());
         }
+        interrupted.store(true, Ordering::Relaxed);
     })
 }
 
@@ -163,7 +168,7 @@ fn transcribe<B: Backend>(
     let mut pcm = PcmStream::start(input, options.raw)?;
     let mut session = engine.open(&options.session)?;
     let mut writer = TranscriptWriter::new(io::stdout(), options.style);
-    let progress = Progress::start(options.verbosity);
+    let progress = Progress::start(options.verbosity == Verbosity::Normal && !options.monitor);
 
     let mut samples = Vec::new();
     let mut heard = Ok(());
@@ -186,16 +191,17 @@ fn transcribe<B: Backend>(
             if options.monitor {
                 monitor(engine.stats() - stats);
             }
-            write_events(&mut session, &mut writer, options.monitor)?;
+            write_events(&mut session, &mut writer, &progress, options)?;
             if !worked {
                 break;
             }
+            progress.show(session.n_samples(), pcm.duration(), start.elapsed());
         }
-        progress.show(session.n_samples(), pcm.duration(), start.elapsed());
     }
     progress.clear();
     let n_samples = session.n_samples();
-    if n_samples > 0 {
+    // one line of ids for every input
+    if n_samples > 0 || options.style == Style::TokenIds {
         writer.finish()?;
     }
     let wall = start.elapsed();
@@ -213,14 +219,23 @@ fn transcribe<B: Backend>(
 fn write_events<B: Backend>(
     session: &mut Session<B>,
     writer: &mut TranscriptWriter<impl Write>,
-    monitored: bool,
+    progress: &Progress,
+    options: &Options,
 ) -> io::Result<()> {
     while let Some(event) = session.next_event() {
         if let Event::Restart { time_ms } = event {
             tracing::debug!(time_ms, "EOS with audio left: starting afresh");
-            if monitored {
+            if options.monitor {
                 monitor_restart();
             }
+        }
+        let writes = match &event {
+            Event::Token(token) => options.style == Style::TokenIds || !token.text.is_empty(),
+            Event::End { text } => !text.is_empty(),
+            Event::Restart { .. } => false,
+        };
+        if writes {
+            progress.give_way();
         }
         writer.event(&event)?;
     }

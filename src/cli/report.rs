@@ -8,8 +8,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use voxtral::Stats;
 use voxtral::audio::SAMPLE_RATE;
 
-use super::options::Verbosity;
-
 /// A pass slower than the 80 ms that its token stands for cannot keep up with live audio.
 const REAL_TIME: Duration = Duration::from_millis(80);
 
@@ -56,32 +54,45 @@ pub fn monitor_restart() {
     say(format_args!("↺"));
 }
 
-/// A progress line, where stderr is a terminal and the text isn't written to one: there it is progress enough.
-pub struct Progress(ProgressBar);
+/// A progress line, where stderr is a terminal. If the text goes to one too, the line gives way to its first word.
+pub struct Progress {
+    bar: ProgressBar,
+    gives_way: bool,
+}
 
 impl Progress {
-    pub fn start(verbosity: Verbosity) -> Self {
-        let shown = verbosity == Verbosity::Normal && io::stderr().is_terminal() && !io::stdout().is_terminal();
+    /// `shown` if nothing else is to be said on stderr.
+    pub fn start(shown: bool) -> Self {
+        let shown = shown && io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(ProgressBar::with_draw_target(None, target).with_style(style))
+        let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(None, target).with_style(style);
+        Self { bar, gives_way: io::stdout().is_terminal() }
     }
 
-    /// Samples transcribed so far in this time, of an input that may claim to be so many seconds long.
+    /// Samples taken in so far in this time, of an input that may claim to be so many seconds long.
     pub fn show(&self, n_samples: u64, claimed: Option<f64>, time: Duration) {
-        if self.0.is_hidden() {
+        if self.bar.is_hidden() || self.bar.is_finished() {
             return;
         }
         let seconds = n_samples as f64 / f64::from(SAMPLE_RATE);
         let speed = seconds / time.as_secs_f64().max(1e-9);
         let of =
             claimed.map_or(String::new(), |all| format!(" of {all:.0} s ({:.0} %)", 100.0 * seconds / all.max(1e-9)));
-        self.0.set_message(format!("{seconds:.0} s{of} at {speed:.1} xRT"));
-        self.0.tick();
+        self.bar.set_message(format!("{seconds:.0} s{of} at {speed:.1} xRT"));
+    }
+
+    /// Text is about to be written.
+    pub fn give_way(&self) {
+        if self.gives_way {
+            self.clear();
+        }
     }
 
     /// Removes the line.
     pub fn clear(&self) {
-        self.0.finish_and_clear();
+        if !self.bar.is_finished() {
+            self.bar.finish_and_clear();
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Silence behind the audio, in tokens, besides the delay: the official `+ 1 + 10`.
 const RIGHT_PAD: usize = 11;
 /// Longest stretch of audio that is taken in before its tokens are decoded, whatever the interval.
-const MAX_SLICE: usize = 30 * SAMPLE_RATE as usize;
+const MAX_SLICE: usize = 60 * SAMPLE_RATE as usize;
 /// Candidates looked at to find alternatives among them that are text.
 const N_CANDIDATES: usize = 16;
 /// Alternatives listed, the chosen token included.
@@ -29,7 +29,7 @@ const N_ALTERNATIVES: usize = 3;
 pub struct SessionOptions {
     /// The model's delay; what the model directory says when absent.
     pub delay: Option<Delay>,
-    /// How much audio is gathered before it is worked on. Changes latency, never the text.
+    /// How much audio is gathered before it is worked on, at most a minute. Changes latency, never the text.
     pub interval: Duration,
     /// List alternatives whose probability is at least `1 - cutoff` of the chosen token's; 0 to 1.
     pub alternatives: Option<f32>,
@@ -318,9 +318,8 @@ impl<B: Backend> Session<B> {
         let id = prediction.id;
         let (text, alternatives) = match tokenizer.bytes(id) {
             Some(bytes) => {
-                let whole = !self.text.is_pending();
+                let whole = !self.text.is_pending() && std::str::from_utf8(bytes).is_ok();
                 let text = self.text.push(bytes);
-                let whole = whole && !self.text.is_pending();
                 let alternatives = self.cutoff.filter(|_| whole).map(|c| alternatives(tokenizer, &prediction, c));
                 (text, alternatives.unwrap_or_default())
             }
@@ -364,7 +363,8 @@ fn alternatives(tokenizer: &Tokenizer, prediction: &Prediction, cutoff: f32) -> 
     let Some(&(_, best)) = prediction.top.first() else { return Vec::new() };
     let near = |&(id, p): &(u32, f32)| {
         let bytes = tokenizer.bytes(id).filter(|_| 1.0 - p / best <= cutoff)?;
-        Some(Alternative { id, text: String::from_utf8_lossy(bytes).into_owned(), probability: p })
+        // parts of characters are no texts
+        Some(Alternative { id, text: String::from_utf8(bytes.to_vec()).ok()?, probability: p })
     };
     let list: Vec<_> = prediction.top.iter().filter_map(near).take(N_ALTERNATIVES).collect();
     if list.len() > 1 { list } else { Vec::new() }

@@ -291,6 +291,7 @@ fn alternatives_are_near_texts() {
         tokens.push(token.id);
         // the fake's probabilities halve: the third is 1/4 of the first, within 0.8; the fourth is not
         assert!(token.alternatives.len() <= 3);
+        assert!(token.alternatives.iter().all(|a| !a.text.contains(char::REPLACEMENT_CHARACTER)));
         if let [best, others @ ..] = token.alternatives.as_slice() {
             lists += 1;
             assert_eq!((best.id, best.text.as_str()), (token.id, token.text.as_str()));

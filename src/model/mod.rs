@@ -21,19 +21,20 @@ pub struct Delay(u32);
 impl Delay {
     /// 480 ms, the model's recommended delay.
     pub const DEFAULT: Self = Self(6);
-    /// Longest accepted delay in milliseconds; the model was trained up to 2400.
+    /// Shortest and longest accepted delay in milliseconds: what the model was trained with.
+    const MIN_MS: f64 = 80.0;
     const MAX_MS: f64 = 2400.0;
 
-    /// A delay in milliseconds, above 0 and up to 2400; like the official tokenizer, whatever is no multiple of 80 ms is
+    /// A delay in milliseconds, 80 to 2400; like the official tokenizer, whatever is no multiple of 80 ms is
     /// rounded to whole mel frames and then up to whole tokens.
     pub fn from_ms(ms: f64) -> Result<Self> {
         let samples = (ms / 1000.0 * 16_000.0).trunc();
         let frames = if samples % 160.0 == 0.0 { samples / 160.0 } else { (samples / 160.0 - 1.0).ceil() };
         let tokens = (frames / 8.0).ceil();
-        if ms.is_finite() && tokens >= 1.0 && ms <= Self::MAX_MS {
+        if (Self::MIN_MS..=Self::MAX_MS).contains(&ms) {
             Ok(Self(tokens as u32))
         } else {
-            Err(Error::InvalidOption(format!("delay of {ms} ms: expected 80 to {} ms", Self::MAX_MS)))
+            Err(Error::InvalidOption(format!("delay of {ms} ms: expected {} to {} ms", Self::MIN_MS, Self::MAX_MS)))
         }
     }
 
@@ -72,7 +73,14 @@ impl Model {
         let entry = std::fs::metadata(dir).map_err(|error| Error::Io { path: dir.into(), error })?;
         let mut faults = Vec::new();
         if entry.is_dir() {
-            faults.extend(names.iter().filter(|n| !dir.join(n).exists()).map(|n| format!("{n} is missing")));
+            for name in names {
+                match std::fs::metadata(dir.join(name)) {
+                    Ok(file) if file.is_file() => {}
+                    Ok(_) => faults.push(format!("{name} is not a regular file")),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => faults.push(format!("{name} is missing")),
+                    Err(e) => faults.push(format!("{name}: {e}")),
+                }
+            }
         } else {
             faults.push(format!("not a directory; expected one with {}", names.join(", ")));
         }
@@ -98,7 +106,7 @@ mod tests {
     fn delays_are_rounded_as_the_official_tokenizer_does() {
         let tokens = |ms| Delay::from_ms(ms).map(Delay::tokens).ok();
         assert_eq!([80.0, 100.0, 480.0, 1200.0, 2400.0].map(tokens), [1, 2, 6, 15, 30].map(Some));
-        assert_eq!([0.0, -80.0, 2401.0, f64::NAN, f64::INFINITY].map(tokens), [None; 5]);
+        assert_eq!([0.0, -80.0, 79.0, 2401.0, f64::NAN, f64::INFINITY].map(tokens), [None; 6]);
         assert_eq!(Delay::DEFAULT.ms(), 480);
     }
 }

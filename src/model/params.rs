@@ -3,6 +3,7 @@
 //! Read leniently (unknown keys are ignored, as Mistral adds some from time to time) and checked strictly: whatever the
 //! rest of the crate relies on is established here, and all faults are reported together.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -10,12 +11,14 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// Largest accepted layer width, vocabulary or window; far beyond any real model, small enough that no product of two
-/// overflows.
-const MAX_DIM: u64 = 1 << 22;
+/// Largest accepted sizes: far beyond any real model, and small enough that what is computed with them fits into memory.
+const MAX_DIM: u64 = 1 << 18;
+const MAX_VOCAB: u64 = 1 << 20;
+const MAX_WINDOW: u64 = 1 << 22;
 const MAX_LAYERS: u64 = 1 << 10;
-/// Key/value rings of one stream may not be larger than this.
-const MAX_KV_BYTES: u64 = 1 << 38;
+/// Key/value rings of one stream, in f32 and with heads rounded up to 16 elements, may not be larger than this; those of
+/// the real model take 2 GiB.
+const MAX_KV_BYTES: u64 = 1 << 34;
 
 /// Mel frames that make one token: convolution stride 2, downsampling 4.
 pub const FRAMES_PER_TOKEN: usize = 8;
@@ -137,11 +140,10 @@ impl Checker {
         1.0
     }
 
-    fn positive(&mut self, name: &str, value: Option<&Value>) -> f64 {
+    fn number_in(&mut self, name: &str, value: Option<&Value>, range: RangeInclusive<f64>) -> f64 {
         let x = self.number(name, value, None);
-        if x <= 0.0 {
-            self.faults.push(format!("{name} is {x}, expected a positive number"));
-            return 1.0;
+        if !range.contains(&x) {
+            self.faults.push(format!("{name} is {x}, expected {} to {}", range.start(), range.end()));
         }
         x
     }
@@ -173,9 +175,9 @@ impl Checker {
             None => None,
         };
         match n {
-            Some(n) if (1..=MAX_DIM).contains(&n) => n as usize,
+            Some(n) if (1..=MAX_WINDOW).contains(&n) => n as usize,
             _ => {
-                self.faults.push(format!("{name} is {}, expected one window from 1 to {MAX_DIM}", show(value)));
+                self.faults.push(format!("{name} is {}, expected one window from 1 to {MAX_WINDOW}", show(value)));
                 1
             }
         }
@@ -194,8 +196,8 @@ impl Checker {
                 some => self.integer(&p("n_kv_heads"), some.as_ref(), MAX_DIM),
             },
             sliding_window: self.window(&p("sliding_window"), raw.sliding_window.as_ref()),
-            rope_theta: self.positive(&p("rope_theta"), raw.rope_theta.as_ref()),
-            norm_eps: self.positive(&p("norm_eps"), raw.norm_eps.as_ref()) as f32,
+            rope_theta: self.number_in(&p("rope_theta"), raw.rope_theta.as_ref(), 1.0..=1e12),
+            norm_eps: self.number_in(&p("norm_eps"), raw.norm_eps.as_ref(), 1e-12..=1.0) as f32,
         };
         if !stack.head_dim.is_multiple_of(2) {
             self.faults.push(format!("{} is {}, expected an even number", p("head_dim"), stack.head_dim));
@@ -207,7 +209,7 @@ impl Checker {
         if stack.q_dim() as u64 > MAX_DIM {
             self.faults.push(format!("{}: all heads together are {} wide", p("n_heads"), stack.q_dim()));
         }
-        let kv_bytes = [stack.sliding_window, stack.n_layers, stack.n_kv_heads, stack.head_dim, 8]
+        let kv_bytes = [stack.sliding_window, stack.n_layers, stack.n_kv_heads, stack.head_dim.next_multiple_of(16), 8]
             .iter()
             .try_fold(1u64, |product, &n| product.checked_mul(n as u64));
         if kv_bytes.is_none_or(|n| n > MAX_KV_BYTES) {
@@ -260,12 +262,15 @@ impl Params {
                 check.equals("window_size", audio.window_size.as_ref(), crate::audio::mel::WINDOW.into());
                 n_mels = check.integer("num_mel_bins", audio.num_mel_bins.as_ref(), 1024);
                 log_mel_max = check.number("global_log_mel_max", audio.global_log_mel_max.as_ref(), Some(1.5)) as f32;
+                if log_mel_max.abs() > 100.0 {
+                    check.faults.push(format!("global_log_mel_max is {log_mel_max}, expected -100 to 100"));
+                }
             }
         }
         let params = Self {
             encoder,
             decoder,
-            vocab_size: check.integer("vocab_size", raw.vocab_size.as_ref(), MAX_DIM),
+            vocab_size: check.integer("vocab_size", raw.vocab_size.as_ref(), MAX_VOCAB),
             ada_dim: check.integer("ada_rms_norm_t_cond_dim", raw.ada_rms_norm_t_cond_dim.as_ref(), MAX_DIM),
             n_mels,
             log_mel_max,
@@ -322,6 +327,13 @@ mod tests {
         assert!(faults(|j| j["sliding_window"] = serde_json::json!([1, 2])).contains("sliding_window"));
         assert!(faults(|j| j["n_kv_heads"] = 3.into()).contains("not a multiple"));
         assert!(faults(|j| j["norm_eps"] = (-1.0).into()).contains("norm_eps"));
+        assert!(faults(|j| j["norm_eps"] = 1e-60.into()).contains("norm_eps"));
+        assert!(faults(|j| j["rope_theta"] = 1e-300.into()).contains("rope_theta"));
+        let audio = |j: &mut Value| {
+            j["multimodal"]["whisper_model_args"]["encoder_args"]["audio_encoding_args"]["global_log_mel_max"] =
+                1e300.into();
+        };
+        assert!(faults(audio).contains("global_log_mel_max"));
         assert!(faults(|j| j["tied_embeddings"] = false.into()).contains("tied_embeddings"));
         assert!(faults(|j| j["dim"] = 2.5.into()).contains("dim is 2.5"));
         assert!(faults(|j| drop(j.as_object_mut().unwrap().remove("multimodal"))).contains("not a Voxtral"));
@@ -331,6 +343,14 @@ mod tests {
             j["n_layers"] = 1024.into();
         });
         assert!(window.contains("a stream would need"), "{window}");
+        // heads of 2 take as much as heads of 16
+        let heads = faults(|j| {
+            j["sliding_window"] = (1 << 16).into();
+            j["n_heads"] = 4096.into();
+            j["n_kv_heads"] = 4096.into();
+            j["head_dim"] = 2.into();
+        });
+        assert!(heads.contains("a stream would need"), "{heads}");
     }
 
     #[test]

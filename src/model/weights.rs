@@ -184,6 +184,20 @@ impl Collector {
     }
 }
 
+/// What stands before `layers.` in a tensor's name, and the layer's index.
+fn layer_of(name: &str) -> Option<(&str, usize)> {
+    let (prefix, rest) = name.split_once("layers.")?;
+    Some((prefix, rest.split('.').next()?.parse().ok()?))
+}
+
+fn n_layers(prefix: &str, params: &Params) -> usize {
+    match prefix {
+        "" => params.decoder.n_layers,
+        prefix if prefix.ends_with("transformer.") => params.encoder.n_layers,
+        _ => usize::MAX,
+    }
+}
+
 impl Weights {
     /// Maps the file and checks that it holds exactly the tensors that these parameters ask for.
     ///
@@ -212,12 +226,11 @@ impl Weights {
         // tensors of layers beyond those of params.json mean that the two files do not belong together
         let mut unknown: Vec<_> = collect.found.into_keys().collect();
         unknown.sort_unstable();
-        for name in unknown {
-            if name.contains("layers.") {
-                faults.push(format!("{name} is unexpected: params.json has fewer layers"));
-            } else {
-                tracing::warn!(tensor = name, "ignored: not part of this architecture");
-            }
+        let beyond = |name: &String| layer_of(name).is_some_and(|(prefix, i)| i >= n_layers(prefix, params));
+        let (beyond, extra): (Vec<_>, Vec<_>) = unknown.into_iter().partition(beyond);
+        faults.extend(beyond.iter().map(|name| format!("{name} is unexpected: params.json has fewer layers")));
+        if let Some(first) = extra.first() {
+            tracing::warn!("{first} and {} more tensors are ignored: not of this architecture", extra.len() - 1);
         }
         if faults.len() > MAX_FAULTS {
             let more = faults.len() - MAX_FAULTS;

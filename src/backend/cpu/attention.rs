@@ -7,9 +7,12 @@
 
 #![allow(clippy::needless_range_loop)] // tile indices run over several arrays at once
 
+use std::alloc::{Layout, alloc_zeroed};
+
 use rayon::prelude::*;
 
 use super::simd::{Isa, LANES, Simd, for_each_isa};
+use crate::{Error, Result};
 
 /// Queries that share each load of keys and values.
 const TILE: usize = 4;
@@ -27,13 +30,15 @@ pub struct KvRing {
 
 impl KvRing {
     /// A ring for queries that see `window` positions, at most `max_rows` of them new in one pass or forgotten after it.
-    pub fn new(n_kv_heads: usize, head_dim: usize, window: usize, max_rows: usize) -> Self {
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(n_kv_heads: usize, head_dim: usize, window: usize, max_rows: usize) -> Result<Self> {
         let n_blocks = (window + max_rows).div_ceil(LANES) + 2;
         let slots = n_kv_heads * n_blocks * LANES;
-        // the allocator hands out zero pages: memory is used as positions come
-        let keys = vec![0.0; slots * head_dim];
-        let values = vec![0.0; slots * head_dim.next_multiple_of(LANES)];
-        Self { keys, values, n_kv_heads, head_dim, n_blocks }
+        let keys = zeroed(slots * head_dim)?;
+        let values = zeroed(slots * head_dim.next_multiple_of(LANES))?;
+        Ok(Self { keys, values, n_kv_heads, head_dim, n_blocks })
     }
 
     fn value_width(&self) -> usize {
@@ -56,6 +61,20 @@ impl KvRing {
     fn slot(&self, position: u64) -> (usize, usize) {
         let lanes = LANES as u64;
         ((position / lanes % self.n_blocks as u64) as usize, (position % lanes) as usize)
+    }
+}
+
+/// `n` zeros, whose pages are taken only when they are written.
+fn zeroed(n: usize) -> Result<Vec<f32>> {
+    let no_memory = || Error::Backend(format!("no memory for the keys and values of a stream: {n} numbers"));
+    let layout = Layout::array::<f32>(n).map_err(|_| no_memory())?;
+    if layout.size() == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the layout is not empty; the memory is that of `n` numbers, all initialised, from the global allocator.
+    unsafe {
+        let memory = alloc_zeroed(layout).cast::<f32>();
+        if memory.is_null() { Err(no_memory()) } else { Ok(Vec::from_raw_parts(memory, n, n)) }
     }
 }
 
@@ -100,7 +119,9 @@ pub fn attend(isa: Isa, n_heads: usize, window: usize, batch: &mut [Rows<'_>]) {
         let ring = rows.ring;
         let (hd, group) = (ring.head_dim, n_heads / ring.n_kv_heads);
         assert_eq!(rows.q.len(), rows.out.len(), "queries and outputs");
+        assert!(n_heads.is_multiple_of(ring.n_kv_heads) && rows.q.len().is_multiple_of(n_heads * hd), "whole rows");
         let n_rows = rows.q.len() / (n_heads * hd);
+        assert!((window + n_rows).div_ceil(LANES) < ring.n_blocks, "a ring that is too small");
         let (q, out) = (rows.q.as_ptr(), rows.out.as_mut_ptr());
         for kv_head in 0..ring.n_kv_heads {
             // SAFETY: rows and heads stay below their numbers.

@@ -22,7 +22,7 @@ use self::elementwise::{gelu, gelu_all};
 use self::matmul::{Product, multiply};
 use self::simd::Isa;
 use self::stack::{Segment, Stack};
-use super::{Backend, BackendOptions, EncodeChunk, Span, TraceSink, predict};
+use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Span, TraceSink, predict};
 use crate::model::params::{DOWNSAMPLE, FRAMES_PER_TOKEN};
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};
@@ -30,7 +30,7 @@ use crate::{Error, Result};
 /// Mel frames of one encoder pass, over all streams.
 const PASS_FRAMES: usize = 512;
 /// Decoder positions of one pass, over all streams.
-const PASS_ROWS: usize = 64;
+const PASS_ROWS: usize = MAX_REWIND;
 /// Mel frames and convolution rows that the next chunk's convolutions look back on.
 const MEL_TAIL: usize = 2;
 const CONV_TAIL: usize = 1;
@@ -65,10 +65,14 @@ pub struct CpuStream {
 }
 
 impl Cpu {
-    /// Like [`Backend::load`], with a given instruction set.
+    /// Like [`Backend::load`], with a given instruction set, which the machine must have.
     pub fn with_isa(weights: &Weights, options: &BackendOptions, isa: Isa) -> Result<Self> {
+        if !Isa::available().contains(&isa) {
+            return Err(Error::Backend(format!("this machine has no {isa:?}")));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads.unwrap_or(0))
+            .num_threads(options.threads.unwrap_or(cores))
             .thread_name(|i| format!("cpu-{i}"))
             .build()
             .map_err(|e| Error::Backend(format!("cannot start threads: {e}")))?;
@@ -110,9 +114,9 @@ impl Backend for Cpu {
         Ok(CpuStream {
             mel_tail: vec![0.0; MEL_TAIL * p.n_mels],
             conv_tail: vec![0.0; CONV_TAIL * p.encoder.dim],
-            encoder: self.encoder.rings(PASS_FRAMES / 2),
+            encoder: self.encoder.rings(PASS_FRAMES / 2)?,
             n_encoded_rows: 0,
-            decoder: self.decoder.rings(PASS_ROWS),
+            decoder: self.decoder.rings(PASS_ROWS)?,
             position: 0,
             embeddings: VecDeque::new(),
             first_embedding: 0,
@@ -130,7 +134,8 @@ impl Backend for Cpu {
     }
 
     fn rewind(&mut self, stream: &mut CpuStream, position: u64) {
-        assert!((stream.first_embedding..=stream.position).contains(&position), "rewind beyond the last span");
+        let kept = stream.first_embedding.max(stream.position.saturating_sub(MAX_REWIND as u64));
+        assert!((kept..=stream.position).contains(&position), "rewind beyond the last span");
         stream.position = position;
     }
 

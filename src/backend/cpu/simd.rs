@@ -54,7 +54,7 @@ macro_rules! for_each_isa {
             unsafe fn avx2($($arg: $ty),*) {
                 unsafe { $generic::<simd::Avx2>($($arg),*) }
             }
-            // SAFETY: an `Isa` other than `Portable` comes from `Isa::available`; the rest is this function's contract.
+            // SAFETY: the backend refuses sets that the machine lacks; the rest is this function's contract.
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]

@@ -4,6 +4,7 @@ use super::attention::{KvRing, Rows, attend};
 use super::elementwise::{Rope, add, for_rows, rms_norm, rotate, swiglu};
 use super::matmul::{Product, multiply};
 use super::simd::Isa;
+use crate::Result;
 use crate::backend::TraceSink;
 use crate::model::params::TransformerParams;
 use crate::model::weights::{LayerWeights, Tensor};
@@ -63,7 +64,10 @@ impl Stack {
     }
 
     /// Rings for a stream whose passes have at most `max_rows` rows.
-    pub fn rings(&self, max_rows: usize) -> Vec<KvRing> {
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn rings(&self, max_rows: usize) -> Result<Vec<KvRing>> {
         let p = &self.params;
         let ring = || KvRing::new(p.n_kv_heads, p.head_dim, p.sliding_window, max_rows);
         (0..p.n_layers).map(|_| ring()).collect()

@@ -109,7 +109,7 @@ impl Sequence {
     /// In passes of at most `rows` positions; every third pass is done twice, after a rewind.
     fn run(&self, isa: Isa, rows: usize) -> Vec<f32> {
         let (q_width, kv_width) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
-        let mut ring = KvRing::new(self.n_kv_heads, self.head_dim, self.window, rows);
+        let mut ring = KvRing::new(self.n_kv_heads, self.head_dim, self.window, rows).unwrap();
         let mut out = vec![f32::NAN; self.q.len()];
         for (pass, first) in (0..self.n).step_by(rows).enumerate() {
             let end = self.n.min(first + rows);

@@ -12,13 +12,13 @@ use super::device::{Buffer, Device, Graph, Pinned, bytes_of, bytes_of_mut};
 use super::launch::{CHUNK, DecoderAttention, Embed, Epilogue, Gemm, Kernels, RmsNorm, RopeAngles, Row};
 use super::stream::CudaStream;
 use super::weights::{Layer, Loader, Matrix, padded};
-use crate::backend::{Prediction, Span, predict};
+use crate::backend::{MAX_REWIND, Prediction, Span, predict};
 use crate::model::Weights;
 use crate::model::params::Params;
 use crate::{Error, Result};
 
 /// Positions of one pass.
-pub const PASS_ROWS: usize = 64;
+pub const PASS_ROWS: usize = MAX_REWIND;
 /// Row counts that passes are rounded up to.
 const ROW_STEPS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64];
 /// Shapes remembered.

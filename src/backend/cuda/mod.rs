@@ -21,7 +21,7 @@ use self::device::{Buffer, Device, bytes_of, bytes_of_mut};
 use self::encoder::Encoder;
 use self::launch::Kernels;
 use self::weights::{Loader, padded};
-use super::{Backend, BackendOptions, EncodeChunk, Span, TraceSink};
+use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Span, TraceSink};
 use crate::Result;
 use crate::backend::cpu::elementwise::{frequencies as rope_frequencies, gelu};
 use crate::model::params::TransformerParams;
@@ -146,7 +146,8 @@ impl Backend for Cuda {
     }
 
     fn rewind(&mut self, stream: &mut CudaStream, position: u64) {
-        assert!((stream.first_embedding()..=stream.position).contains(&position), "rewind beyond the last span");
+        let kept = stream.first_embedding().max(stream.position.saturating_sub(MAX_REWIND as u64));
+        assert!((kept..=stream.position).contains(&position), "rewind beyond the last span");
         stream.position = position;
     }
 
