@@ -1,11 +1,82 @@
-//! Tells the program which commit it was built from, as `VOX_COMMIT`.
+//! Tells the program which commit it was built from, as `VOX_COMMIT`, and compiles the CUDA kernels.
+//!
+//! nvcc is looked for in `$NVCC`, `$CUDA_HOME`, `$CUDA_PATH`, `$PATH` and `.cuda/` (scripts/install_nvcc.sh). Each
+//! `kernels/*.cu` becomes a fatbin in `$OUT_DIR`, and the cfg `cuda_kernels` says that they are there. `VOX_CUDA_ARCH`
+//! narrows the targets, as in `VOX_CUDA_ARCH=86,90`. Without nvcc the build goes on without CUDA, or, with the feature
+//! `cuda`, fails.
 
+use std::env;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Compute capabilities with machine code of their own; later ones compile the PTX of the first.
+const ARCHITECTURES: &str = "80,86,89,90,100,120";
+
 fn main() {
+    commit();
+    println!("cargo::rustc-check-cfg=cfg(cuda_kernels)");
+    println!("cargo::rerun-if-changed=kernels");
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VOX_CUDA_ARCH"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    match compile_kernels() {
+        Ok(()) => println!("cargo::rustc-cfg=cuda_kernels"),
+        Err(reason) if env::var_os("CARGO_FEATURE_CUDA").is_some() => println!("cargo::error={reason}"),
+        Err(reason) => println!("cargo::warning=built without CUDA: {reason}"),
+    }
+}
+
+fn commit() {
     println!("cargo::rerun-if-changed=.git/HEAD");
     println!("cargo::rerun-if-changed=.git/refs/heads");
     let output = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]).output();
     let commit = output.ok().filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok());
     println!("cargo::rustc-env=VOX_COMMIT={}", commit.as_deref().map_or("unknown commit", str::trim));
+}
+
+fn find_nvcc() -> Option<PathBuf> {
+    let from = |name, below: &str| env::var_os(name).map(|dir| PathBuf::from(dir).join(below));
+    let local = Path::new(&env::var_os("CARGO_MANIFEST_DIR")?).join(".cuda/nvidia/cu13/bin/nvcc");
+    let on_path = env::var_os("PATH").into_iter().flat_map(|path| env::split_paths(&path).collect::<Vec<_>>());
+    let places = [env::var_os("NVCC").map(PathBuf::from), from("CUDA_HOME", "bin/nvcc"), from("CUDA_PATH", "bin/nvcc")];
+    let mut places = places.into_iter().flatten().chain(on_path.map(|dir| dir.join("nvcc"))).chain([local]);
+    places.find(|path| path.is_file())
+}
+
+fn compile_kernels() -> Result<(), String> {
+    let nvcc = find_nvcc().ok_or("nvcc was not found; scripts/install_nvcc.sh installs it into .cuda/")?;
+    let chosen = env::var("VOX_CUDA_ARCH").unwrap_or_default();
+    let architectures = if chosen.trim().is_empty() { ARCHITECTURES } else { chosen.trim() };
+    let mut targets = Vec::new();
+    for arch in architectures.split(',').map(|arch| arch.trim().trim_start_matches("sm_")) {
+        targets.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+    }
+    let lowest = architectures.split(',').next().unwrap_or("80").trim().trim_start_matches("sm_").trim_end_matches('a');
+    targets.push(format!("-gencode=arch=compute_{lowest},code=compute_{lowest}"));
+
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
+    let mut sources: Vec<PathBuf> = std::fs::read_dir("kernels")
+        .map_err(|e| format!("kernels/: {e}"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+        .collect();
+    sources.sort();
+    let mut running = Vec::new();
+    for source in sources {
+        let name = source.file_stem().unwrap_or_default();
+        let mut command = Command::new(&nvcc);
+        command.args(["-fatbin", "-O3", "-std=c++17", "--compress-mode=size", "--threads=2", "-o"]);
+        command.arg(out.join(name).with_extension("fatbin")).args(&targets).arg(&source);
+        let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn();
+        running.push((source, child.map_err(|e| format!("{}: {e}", nvcc.display()))?));
+    }
+    for (source, child) in running {
+        let output = child.wait_with_output().map_err(|e| e.to_string())?;
+        if !output.status.success() {
+            let text = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8_lossy(&text).trim().replace('\n', " | ");
+            return Err(format!("{} could not compile {}: {text}", nvcc.display(), source.display()));
+        }
+    }
+    Ok(())
 }

@@ -19,7 +19,11 @@ const RECORDINGS: [&str; 7] =
 const EOS: u32 = 2;
 
 fn engine(threads: usize) -> Engine<Cpu> {
-    Engine::load(Model::open(&tiny_model()).unwrap(), &BackendOptions { threads: Some(threads) }).unwrap()
+    Engine::load(
+        Model::open(&tiny_model()).unwrap(),
+        &BackendOptions { threads: Some(threads), ..BackendOptions::default() },
+    )
+    .unwrap()
 }
 
 fn options(delay_tokens: usize, interval_ms: u64) -> SessionOptions {

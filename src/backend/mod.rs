@@ -5,17 +5,35 @@
 //! bit. Not on how frames were split over calls, on how many positions or streams share a call, nor on threads.
 
 pub mod cpu;
+#[cfg(cuda_kernels)]
+pub mod cuda;
 #[cfg(test)]
 pub(crate) mod fake;
 
-use crate::Result;
 use crate::model::{Delay, Weights};
+use crate::{Error, Result};
 
 /// How a backend is to be set up.
 #[derive(Debug, Clone, Default)]
 pub struct BackendOptions {
     /// CPU threads; all cores when absent.
     pub threads: Option<usize>,
+    pub cuda: CudaOptions,
+}
+
+/// How the CUDA backend is to be set up.
+#[derive(Debug, Clone)]
+pub struct CudaOptions {
+    /// Which GPU.
+    pub ordinal: usize,
+    /// Record the launches of a pass as a graph; never changes a result.
+    pub graphs: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { ordinal: 0, graphs: true }
+    }
 }
 
 /// New log-mel frames of one stream.
@@ -80,4 +98,27 @@ pub trait Backend: Sized + Send {
 
     /// Sends named activations of all further calls to `sink`.
     fn trace(&mut self, sink: Option<TraceSink>);
+}
+
+/// The likeliest tokens of one row of logits.
+fn predict(logits: &[f32], n_top: usize) -> Result<Prediction> {
+    let best = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    let id = (1..logits.len()).fold(0, best);
+    if !logits[id].is_finite() {
+        return Err(Error::Backend("the model's output is not finite: its weights are damaged".into()));
+    }
+    let mut top = Vec::new();
+    if n_top > 1 {
+        let max = logits[id];
+        let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        let order = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+        if n_top < ids.len() {
+            ids.select_nth_unstable_by(n_top - 1, order);
+            ids.truncate(n_top);
+        }
+        ids.sort_unstable_by(order);
+        top = ids.into_iter().map(|i| (i, (f64::from(logits[i as usize] - max).exp() / sum) as f32)).collect();
+    }
+    Ok(Prediction { id: id as u32, top })
 }

@@ -15,6 +15,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 use voxtral::backend::Backend;
 use voxtral::backend::cpu::Cpu;
+#[cfg(cuda_kernels)]
+use voxtral::backend::cuda::Cuda;
 use voxtral::output::{Style, TranscriptWriter};
 use voxtral::{Engine, Event, Model, Session};
 
@@ -38,8 +40,13 @@ pub fn main() -> ExitCode {
     if let Err(error) = stop_on_interrupt(interrupted.clone()) {
         tracing::warn!("cannot catch Ctrl-C: {error}");
     }
+    for warning in &options.warnings {
+        tracing::warn!("{warning}");
+    }
     let result = match options.device {
-        Device::Auto | Device::Cpu => run::<Cpu>(&options, &interrupted),
+        Device::Auto => run_on_any(&options, &interrupted),
+        Device::Cpu => load::<Cpu>(&options).and_then(|engine| run(engine, &options, &interrupted)),
+        Device::Cuda => run_on_cuda(&options, &interrupted),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -87,17 +94,46 @@ fn report_error(error: &anyhow::Error) {
     say(format_args!("voxtral: {error:#}\n"));
 }
 
-/// Transcribes all inputs; the exit code.
-fn run<B: Backend>(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<u8> {
+#[cfg(cuda_kernels)]
+fn run_on_cuda(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<u8> {
+    load::<Cuda>(options).and_then(|engine| run(engine, options, interrupted))
+}
+
+#[cfg(not(cuda_kernels))]
+fn run_on_cuda(_: &Options, _: &AtomicBool) -> anyhow::Result<u8> {
+    anyhow::bail!(
+        "this program was built without CUDA: install nvcc 13 (scripts/install_nvcc.sh puts it into .cuda/) and build again"
+    )
+}
+
+/// On the first GPU where there is one that takes the model, else on the CPU.
+fn run_on_any(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<u8> {
+    #[cfg(cuda_kernels)]
+    match voxtral::backend::cuda::probe(options.backend.cuda.ordinal) {
+        Ok(()) => match load::<Cuda>(options) {
+            Ok(engine) => return run(engine, options, interrupted),
+            Err(error) => tracing::warn!("{error:#}; going on with the CPU"),
+        },
+        Err(reason) => tracing::debug!("no GPU: {reason}"),
+    }
+    load::<Cpu>(options).and_then(|engine| run(engine, options, interrupted))
+}
+
+/// Loads the model onto a backend.
+fn load<B: Backend>(options: &Options) -> anyhow::Result<Engine<B>> {
     let start = Instant::now();
     let model = Model::open(&options.model).context("cannot load the model")?;
-    let mut engine = Engine::<B>::load(model, &options.backend).context("cannot load the model")?;
+    let engine = Engine::load(model, &options.backend).context("cannot load the model")?;
     let load = start.elapsed();
     tracing::debug!(?load, "model loaded");
     if options.print_timings {
         say(format_args!("Model load: {} ms\n", load.as_millis()));
     }
+    Ok(engine)
+}
 
+/// Transcribes all inputs; the exit code.
+fn run<B: Backend>(mut engine: Engine<B>, options: &Options, interrupted: &AtomicBool) -> anyhow::Result<u8> {
     let mut code = 0;
     for input in &options.inputs {
         if options.inputs.len() > 1 && options.verbosity != Verbosity::Silent {

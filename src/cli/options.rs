@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
-use voxtral::backend::BackendOptions;
+use clap::Parser;
+use voxtral::backend::{BackendOptions, CudaOptions};
 use voxtral::output::Style;
 use voxtral::{Delay, SessionOptions};
 
@@ -13,6 +13,8 @@ const AFTER_HELP: &str = "\
 Environment:
   VOX_MODEL          Model directory, where -d is not given
   VOX_PRINT_TIMINGS  1: print how long loading, encoder and decoder took, to stderr
+  VOX_CUDA_FAST      0: the plain path on the GPU, without graphs; the text is the same
+  VOX_CUDA_GRAPHS    0: no graphs, whatever VOX_CUDA_FAST says; VOX_DISABLE_CUDA_GRAPHS=1 does the same
 
 Exit status: 0 all well, 1 some input failed (the others are done), 2 wrong usage, 130 interrupted.
 
@@ -63,9 +65,9 @@ struct Arguments {
     #[arg(long)]
     tokens: bool,
 
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
-    device: Device,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of that number
+    #[arg(long, default_value = "auto", value_parser = device)]
+    device: DeviceArgument,
 
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -85,10 +87,20 @@ struct Arguments {
 }
 
 /// A device to run on.
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
+    /// The first GPU if it can be used, else the CPU.
     Auto,
     Cpu,
+    /// The GPU that `CudaOptions` names.
+    Cuda,
+}
+
+/// A device as it is named on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DeviceArgument {
+    device: Device,
+    ordinal: usize,
 }
 
 /// How much is said on stderr.
@@ -119,12 +131,17 @@ pub struct Options {
     pub verbosity: Verbosity,
     pub monitor: bool,
     pub print_timings: bool,
+    /// What is odd about the environment.
+    pub warnings: Vec<String>,
 }
 
 impl Options {
     /// From the process's arguments and environment. Wrong usage ends the process with status 2, `--help` with 0.
     pub fn from_process() -> Self {
-        Self::parse(std::env::args_os(), |name| std::env::var_os(name)).unwrap_or_else(|e| e.exit())
+        let mut options = Self::parse(std::env::args_os(), |name| std::env::var_os(name)).unwrap_or_else(|e| e.exit());
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        options.warnings.extend(names.filter_map(|name| unknown_knob(&name)));
+        options
     }
 
     fn parse(
@@ -153,8 +170,11 @@ impl Options {
             raw: a.raw,
             session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt },
             style: if a.tokens { Style::TokenIds } else { Style::Text },
-            device: a.device,
-            backend: BackendOptions { threads: a.threads.map(usize::from) },
+            device: a.device.device,
+            backend: BackendOptions {
+                threads: a.threads.map(usize::from),
+                cuda: cuda_options(a.device.ordinal, &environment),
+            },
             verbosity: match (a.silent, a.debug) {
                 (true, _) => Verbosity::Silent,
                 (_, true) => Verbosity::Debug,
@@ -162,7 +182,65 @@ impl Options {
             },
             monitor: a.monitor,
             print_timings: environment("VOX_PRINT_TIMINGS").is_some_and(|value| is_on(&value)),
+            warnings: ALWAYS_ON
+                .iter()
+                .filter(|name| environment(name).is_some_and(|value| !is_on(&value)))
+                .map(|name| format!("{name} cannot be turned off: it is how the CUDA backend works"))
+                .collect(),
         })
+    }
+}
+
+/// Knobs that are read.
+const KNOBS: [&str; 5] =
+    ["VOX_MODEL", "VOX_PRINT_TIMINGS", "VOX_CUDA_FAST", "VOX_CUDA_GRAPHS", "VOX_DISABLE_CUDA_GRAPHS"];
+/// Knobs of the C implementation for what is always done here.
+const ALWAYS_ON: [&str; 3] = ["VOX_CUDA_PIPELINE_FULL", "VOX_CUDA_PREFETCH", "VOX_CUDA_LOGITS_FUSED"];
+/// Names that other programs of the project read.
+const OTHERS: [&str; 2] = ["VOX_CUDA_ARCH", "VOX_COMMIT"];
+
+fn cuda_options(ordinal: usize, environment: impl Fn(&str) -> Option<OsString>) -> CudaOptions {
+    let knob = |name| environment(name).map(|value| is_on(&value));
+    let fast = knob("VOX_CUDA_FAST").unwrap_or(true);
+    let graphs = knob("VOX_CUDA_GRAPHS").unwrap_or(fast) && !knob("VOX_DISABLE_CUDA_GRAPHS").unwrap_or(false);
+    CudaOptions { ordinal, graphs }
+}
+
+/// A warning about a variable that looks like a knob but is none.
+fn unknown_knob(name: &str) -> Option<String> {
+    let known = || KNOBS.iter().chain(&ALWAYS_ON).chain(&OTHERS);
+    if !name.starts_with("VOX_") || known().any(|k| k == &name) || name.starts_with("VOX_BENCH_") {
+        return None;
+    }
+    let nearest = known().min_by_key(|k| distance(k, name)).filter(|k| distance(k, name) <= name.len() / 3);
+    let hint = nearest.map(|k| format!("; did you mean {k}?")).unwrap_or_default();
+    Some(format!("{name} is no knob of this program and has no effect{hint}"))
+}
+
+/// Insertions, deletions and replacements that make one of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn device(text: &str) -> Result<DeviceArgument, String> {
+    let device = |device, ordinal| Ok(DeviceArgument { device, ordinal });
+    match text {
+        "auto" => device(Device::Auto, 0),
+        "cpu" => device(Device::Cpu, 0),
+        "cuda" => device(Device::Cuda, 0),
+        _ => match text.strip_prefix("cuda:").and_then(|n| n.parse::<u16>().ok()) {
+            Some(ordinal) => device(Device::Cuda, ordinal.into()),
+            None => Err("expected auto, cpu, cuda or cuda:N".into()),
+        },
     }
 }
 
@@ -229,6 +307,38 @@ mod tests {
     }
 
     #[test]
+    fn devices() {
+        let device = |name: &str| {
+            let o = parse(&format!("-d m a --device {name}"), &[]).ok()?;
+            Some((o.device, o.backend.cuda.ordinal))
+        };
+        assert_eq!(device("auto"), Some((Device::Auto, 0)));
+        assert_eq!(device("cuda"), Some((Device::Cuda, 0)));
+        assert_eq!(device("cuda:3"), Some((Device::Cuda, 3)));
+        assert_eq!(["cuda:", "cuda:-1", "cuda:x", "gpu"].map(device), [None; 4]);
+    }
+
+    #[test]
+    fn graphs_are_on_unless_turned_off() {
+        let graphs = |environment: &[_]| parse("-d m a", environment).unwrap().backend.cuda.graphs;
+        assert!(graphs(&[]));
+        assert!(!graphs(&[("VOX_CUDA_FAST", "0")]));
+        assert!(graphs(&[("VOX_CUDA_FAST", "0"), ("VOX_CUDA_GRAPHS", "1")]));
+        assert!(!graphs(&[("VOX_CUDA_GRAPHS", "0")]));
+        assert!(!graphs(&[("VOX_DISABLE_CUDA_GRAPHS", "1")]));
+    }
+
+    #[test]
+    fn odd_knobs_are_warned_about() {
+        assert_eq!(unknown_knob("VOX_CUDA_GRAPHS"), None);
+        assert_eq!(unknown_knob("PATH"), None);
+        assert!(unknown_knob("VOX_CUDA_GRAPH").unwrap().contains("did you mean VOX_CUDA_GRAPHS?"));
+        assert!(!unknown_knob("VOX_ZZZZZZZZZZZZZZ").unwrap().contains("did you mean"));
+        let warnings = |value| parse("-d m a", &[("VOX_CUDA_PREFETCH", value)]).unwrap().warnings;
+        assert!(warnings("1").is_empty() && warnings("0").len() == 1);
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         for line in [
             "-d m",
@@ -259,11 +369,11 @@ mod tests {
                 assert!(readme.contains(&format!("--{long}")), "--{long} is not in the README");
             }
         }
-        let here = include_str!("options.rs");
+        let here = include_str!("options.rs").split("#[cfg(test)]").next().unwrap();
         for (i, _) in here.match_indices("\"VOX_") {
             let name = here[i + 1..].split('"').next().unwrap();
             assert!(
-                readme.contains(&format!("`{name}`")) || ["VOX_", "VOX_COMMIT"].contains(&name),
+                readme.contains(&format!("`{name}`")) || ["VOX_", "VOX_COMMIT", "VOX_BENCH_"].contains(&name),
                 "{name} is not in the README"
             );
         }

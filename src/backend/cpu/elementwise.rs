@@ -98,10 +98,14 @@ pub struct Rope {
     frequencies: Vec<f32>,
 }
 
+/// `theta^(-2j / head_dim)` of every pair.
+pub fn frequencies(head_dim: usize, theta: f64) -> Vec<f32> {
+    (0..head_dim / 2).map(|j| (1.0 / theta.powf((2 * j) as f64 / head_dim as f64)) as f32).collect()
+}
+
 impl Rope {
     pub fn new(head_dim: usize, theta: f64) -> Self {
-        let frequency = |j: usize| (1.0 / theta.powf((2 * j) as f64 / head_dim as f64)) as f32;
-        Self { frequencies: (0..head_dim / 2).map(frequency).collect() }
+        Self { frequencies: frequencies(head_dim, theta) }
     }
 
     /// Cosine and sine of every pair's angle at this position, `[head_dim / 2]` each; the angle is an f32 product, as in

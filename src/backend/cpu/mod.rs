@@ -5,7 +5,7 @@
 //! decoder stack and the output matrix. Calls of any size are cut into passes of bounded size.
 
 mod attention;
-mod elementwise;
+pub(super) mod elementwise;
 mod matmul;
 pub mod simd;
 mod stack;
@@ -22,7 +22,7 @@ use self::elementwise::{gelu, gelu_all};
 use self::matmul::{Product, multiply};
 use self::simd::Isa;
 use self::stack::{Segment, Stack};
-use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Prediction, Span, TraceSink};
+use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Span, TraceSink, predict};
 use crate::model::params::{DOWNSAMPLE, FRAMES_PER_TOKEN};
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};
@@ -383,27 +383,4 @@ impl Inner<'_> {
         }
         Ok(())
     }
-}
-
-/// The likeliest tokens of one row of logits.
-fn predict(logits: &[f32], n_top: usize) -> Result<Prediction> {
-    let best = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
-    let id = (1..logits.len()).fold(0, best);
-    if !logits[id].is_finite() {
-        return Err(Error::Backend("the model's output is not finite: its weights are damaged".into()));
-    }
-    let mut top = Vec::new();
-    if n_top > 1 {
-        let max = logits[id];
-        let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        let order = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
-        if n_top < ids.len() {
-            ids.select_nth_unstable_by(n_top - 1, order);
-            ids.truncate(n_top);
-        }
-        ids.sort_unstable_by(order);
-        top = ids.into_iter().map(|i| (i, (f64::from(logits[i as usize] - max).exp() / sum) as f32)).collect();
-    }
-    Ok(Prediction { id: id as u32, top })
 }

@@ -1,0 +1,356 @@
+//! One GPU: probing for it, its memory, its kernels and their launches.
+//!
+//! Everything runs in order on one CUDA stream. The driver library is opened at run time; a machine without it, or with
+//! one that is too old, gets an error that says what is missing.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys};
+use cudarc::nvrtc::Ptx;
+
+use crate::{Error, Result};
+
+/// CUDA 13.0: what the kernels are compiled with, so the oldest driver that loads them.
+const MIN_DRIVER: i32 = 13_000;
+/// Compute capability of the oldest GPUs with BF16 matrix units.
+const MIN_CAPABILITY: (i32, i32) = (8, 0);
+
+/// Compute capability from which kernels can wait inside for those before them (see `wait_for_previous`).
+const FIRST_OVERLAPPING: (i32, i32) = (9, 0);
+
+/// A device address; 0 is null.
+pub type Address = u64;
+
+pub fn failed(what: &str) -> impl FnOnce(DriverError) -> Error + '_ {
+    move |e| Error::Backend(format!("CUDA: {what}: {}", describe(e)))
+}
+
+fn describe(e: DriverError) -> String {
+    match e.error_string() {
+        Ok(text) => text.to_string_lossy().into_owned(),
+        Err(_) => format!("error {}", e.0 as u32),
+    }
+}
+
+/// A kernel and what each of its launches needs.
+pub struct Kernel {
+    function: CudaFunction,
+    name: &'static str,
+}
+
+/// An opened GPU.
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    modules: Vec<Arc<CudaModule>>,
+    pub name: String,
+    pub n_multiprocessors: u32,
+    /// Whether a kernel may start before the one before it has ended.
+    overlaps: bool,
+}
+
+/// Whether this GPU can be used; if not, why.
+pub fn probe(ordinal: usize) -> std::result::Result<(), String> {
+    // cudarc panics where the library or one of its functions is missing: the checks come first, this is the second net
+    std::panic::catch_unwind(|| checked(ordinal)).unwrap_or_else(|_| Err("the NVIDIA driver is not usable".into()))
+}
+
+fn checked(ordinal: usize) -> std::result::Result<(), String> {
+    // SAFETY: opening the library runs its initialisers, as any CUDA program does.
+    if !unsafe { sys::is_culib_present() } {
+        return Err("no NVIDIA driver (libcuda) is installed".into());
+    }
+    // SAFETY: the library is there; only the function's presence is looked at.
+    let modern = unsafe { sys::culib().get::<*const std::ffi::c_void>(b"cuLaunchKernelEx\0").is_ok() };
+    let too_old = "the NVIDIA driver is too old: version 580 or newer is needed";
+    if !modern {
+        return Err(too_old.into());
+    }
+    result::init().map_err(|e| format!("the NVIDIA driver finds no GPU: {}", describe(e)))?;
+    let mut version = 0;
+    // SAFETY: `version` is valid for writing.
+    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
+    if status != sys::CUresult::CUDA_SUCCESS || version < MIN_DRIVER {
+        return Err(too_old.into());
+    }
+    let count = CudaContext::device_count().map_err(describe)?;
+    if ordinal as i64 >= i64::from(count) {
+        return Err(format!("there is no GPU {ordinal}: {count} found"));
+    }
+    let device = result::device::get(ordinal as i32).map_err(describe)?;
+    let attribute = |which| {
+        // SAFETY: the device was just looked up.
+        unsafe { result::device::get_attribute(device, which) }.map_err(describe)
+    };
+    use sys::CUdevice_attribute as Attribute;
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    if (major, minor) < MIN_CAPABILITY {
+        return Err(format!("GPU {ordinal} has compute capability {major}.{minor}; 8.0 (Ampere) or newer is needed"));
+    }
+    Ok(())
+}
+
+impl Device {
+    /// Opens a GPU and loads these fatbins onto it.
+    pub fn open(ordinal: usize, fatbins: &[&[u8]]) -> Result<Arc<Self>> {
+        probe(ordinal).map_err(Error::Backend)?;
+        let context = CudaContext::new(ordinal).map_err(failed("cannot open the GPU"))?;
+        // SAFETY: no slice of cudarc's is used on more than one stream: none is used at all.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed("cannot create a stream"))?;
+        keep_freed_memory(ordinal)?;
+        let modules = fatbins
+            .iter()
+            .map(|bytes| context.load_module(Ptx::from_binary(bytes.to_vec())))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(failed("cannot load the kernels"))?;
+        let name = context.name().map_err(failed("cannot ask for the GPU's name"))?;
+        let n = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(failed("cannot ask for the GPU's size"))?;
+        let capability = context.compute_capability().map_err(failed("cannot ask for the GPU's capability"))?;
+        let overlaps = capability >= FIRST_OVERLAPPING;
+        Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors: n as u32, overlaps }))
+    }
+
+    /// Makes this GPU the calling thread's; every entry into the backend does that first.
+    pub fn enter(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(failed("cannot use the GPU from this thread"))
+    }
+
+    /// Free and total memory in bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(failed("cannot ask for free memory"))
+    }
+
+    /// A kernel of the fatbin of this index, whose launches have so much dynamic shared memory.
+    pub fn kernel(&self, fatbin: usize, name: &'static str, shared_bytes: u32) -> Result<Kernel> {
+        let function = self.modules[fatbin].load_function(name).map_err(failed(name))?;
+        if shared_bytes > 48 << 10 {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, shared_bytes as i32).map_err(failed(name))?;
+        }
+        Ok(Kernel { function, name })
+    }
+
+    /// Starts a kernel that takes one structure.
+    ///
+    /// # Safety
+    /// `arguments` must be laid out as the kernel's parameter, and what it points to must be large enough and stay
+    /// allocated until the kernel has run.
+    pub unsafe fn launch<A: Copy>(
+        &self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        block: u32,
+        shared_bytes: u32,
+        arguments: &A,
+    ) -> Result<()> {
+        let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast()];
+        // SAFETY: an attribute of zeros is valid; the one that is set is an integer.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &mut attribute,
+            numAttrs: u32::from(self.overlaps),
+        };
+        // SAFETY: as promised by the caller; the driver copies the parameter before it returns.
+        unsafe {
+            sys::cuLaunchKernelEx(&config, kernel.function.cu_function(), parameters.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result()
+        .map_err(failed(kernel.name))
+    }
+
+    /// Memory with undefined contents.
+    pub fn alloc(self: &Arc<Self>, n_bytes: usize) -> Result<Buffer> {
+        // SAFETY: the stream is valid. The buffer keeps the device open.
+        let address = unsafe { result::malloc_async(self.stream.cu_stream(), n_bytes.max(16)) }.map_err(|e| {
+            let free = self.memory().map_or(0, |(free, _)| free);
+            let mib = |n: usize| n >> 20;
+            let (wanted, free) = (mib(n_bytes), mib(free));
+            Error::Backend(format!("CUDA: {wanted} MiB of GPU memory wanted, {free} MiB free: {}", describe(e)))
+        })?;
+        Ok(Buffer { address, n_bytes, device: self.clone() })
+    }
+
+    /// Memory filled with zeros.
+    pub fn alloc_zeros(self: &Arc<Self>, n_bytes: usize) -> Result<Buffer> {
+        let buffer = self.alloc(n_bytes)?;
+        // SAFETY: the range was just allocated.
+        unsafe { result::memset_d8_async(buffer.address, 0, n_bytes, self.stream.cu_stream()) }
+            .map_err(failed("cannot clear memory"))?;
+        Ok(buffer)
+    }
+
+    /// Copies within the device.
+    ///
+    /// # Safety
+    /// Both ranges must be allocated.
+    pub unsafe fn copy(&self, destination: Address, source: Address, n_bytes: usize) -> Result<()> {
+        // SAFETY: as promised by the caller.
+        unsafe { result::memcpy_dtod_async(destination, source, n_bytes, self.stream.cu_stream()) }
+            .map_err(failed("cannot copy"))
+    }
+
+    /// Copies to the device, in the stream's order.
+    ///
+    /// # Safety
+    /// The destination must be allocated, and `source` unchanged until the copy is done.
+    pub unsafe fn upload(&self, destination: Address, source: &[u8]) -> Result<()> {
+        // SAFETY: as promised by the caller.
+        unsafe { result::memcpy_htod_async(destination, source, self.stream.cu_stream()) }
+            .map_err(failed("cannot copy to the GPU"))
+    }
+
+    /// Copies from the device and waits for all work before it.
+    ///
+    /// # Safety
+    /// The source must be allocated for as many bytes as `destination` has.
+    pub unsafe fn download(&self, destination: &mut [u8], source: Address) -> Result<()> {
+        // SAFETY: as promised by the caller; the copy is done when this returns.
+        unsafe { result::memcpy_dtoh_async(destination, source, self.stream.cu_stream()) }
+            .map_err(failed("cannot copy from the GPU"))?;
+        self.finish()
+    }
+
+    /// Waits for all work so far.
+    pub fn finish(&self) -> Result<()> {
+        self.stream.synchronize().map_err(failed("work on the GPU failed"))
+    }
+
+    /// An event after all work so far.
+    pub fn mark(&self) -> Result<cudarc::driver::CudaEvent> {
+        self.stream.record_event(None).map_err(failed("cannot record an event"))
+    }
+
+    /// Turns what `work` launches into a graph instead of running it.
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed("cannot record a graph"))?;
+        let worked = work();
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        worked?;
+        let graph = graph.map_err(failed("cannot build a graph"))?;
+        graph.map(Graph).ok_or_else(|| Error::Backend("CUDA: a graph without work".into()))
+    }
+}
+
+/// Lets freed memory stay with the process: streams come and go.
+fn keep_freed_memory(ordinal: usize) -> Result<()> {
+    let what = "cannot set up the memory pool";
+    let device = result::device::get(ordinal as i32).map_err(failed(what))?;
+    let mut all = u64::MAX;
+    // SAFETY: the device is valid, and the attribute's value is a u64.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(device).map_err(failed(what))?;
+        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, attribute, std::ptr::from_mut(&mut all).cast()).result().map_err(failed(what))
+    }
+}
+
+/// Launches that were recorded once.
+pub struct Graph(CudaGraph);
+
+// SAFETY: a graph may be used from any thread, one at a time; it is launched through `&mut` of its owner only.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    pub fn launch(&mut self) -> Result<()> {
+        self.0.launch().map_err(failed("cannot launch a graph"))
+    }
+}
+
+/// Device memory, freed in the stream's order.
+pub struct Buffer {
+    address: Address,
+    n_bytes: usize,
+    device: Arc<Device>,
+}
+
+impl Buffer {
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // an error here was reported by the work that caused it
+        let _ = self.device.context.bind_to_thread();
+        // SAFETY: allocated on this stream, and nothing launched from now on uses it.
+        let _ = unsafe { result::free_async(self.address, self.device.stream.cu_stream()) };
+    }
+}
+
+/// Page-locked host memory, which copies reach without a detour.
+pub struct Pinned<T> {
+    pointer: *mut T,
+    len: usize,
+    device: Arc<Device>,
+    marker: PhantomData<T>,
+}
+
+// SAFETY: it owns plain memory.
+unsafe impl<T: Send> Send for Pinned<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Pinned<T> {}
+
+impl<T: Copy> Pinned<T> {
+    /// Zeros; every bit pattern of `T` must be valid, which holds for the numbers and structures used here.
+    pub fn new(device: &Arc<Device>, len: usize) -> Result<Self> {
+        let n_bytes = (len * size_of::<T>()).max(16);
+        // SAFETY: the context is current; the memory is written before it is read.
+        let pointer = unsafe {
+            let pointer = result::malloc_host(n_bytes, 0).map_err(failed("cannot get page-locked memory"))?;
+            pointer.cast::<u8>().write_bytes(0, n_bytes);
+            pointer.cast()
+        };
+        Ok(Self { pointer, len, device: device.clone(), marker: PhantomData })
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: `len` elements were allocated and zeroed.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.len) }
+    }
+
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.pointer, self.len) }
+    }
+}
+
+impl<T> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        let _ = self.device.context.bind_to_thread();
+        // SAFETY: allocated by `malloc_host`; copies from it are over, since whoever starts one waits for it.
+        let _ = unsafe { result::free_host(self.pointer.cast()) };
+    }
+}
+
+/// The bytes of plain numbers or structures.
+pub fn bytes_of<T: Copy>(values: &[T]) -> &[u8] {
+    // SAFETY: any memory may be looked at as bytes; the structures passed here have no padding.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// As [`bytes_of`], for writing; any bit pattern must be valid.
+pub fn bytes_of_mut<T: Copy>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}

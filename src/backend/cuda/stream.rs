@@ -1,0 +1,131 @@
+//! State of one stream on the device.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::device::{Address, Buffer, Device};
+use super::launch::CHUNK;
+use crate::Result;
+use crate::model::params::TransformerParams;
+
+/// Positions that a fresh decoder ring has room for; it doubles until it holds the window.
+const FIRST_SLOTS: usize = 512;
+
+/// Embeddings of consecutive positions, `[n, dim]` in F32.
+struct Embeddings {
+    first: u64,
+    n: usize,
+    buffer: Buffer,
+}
+
+/// State of one stream.
+pub struct CudaStream {
+    /// Last mel frames in F16, `[2, n_mels]`.
+    pub(super) mel_tail: Vec<u16>,
+    /// Last row of the first convolution, `[dim]`.
+    pub(super) conv_tail: Buffer,
+    /// `[n_layers, 2, n_slots, kv_dim]`
+    pub(super) encoder_ring: Buffer,
+    /// Encoder rows so far.
+    pub(super) n_encoded_rows: u64,
+    /// `[n_layers, 2, n_slots, kv_dim]`
+    pub(super) decoder_ring: Buffer,
+    pub(super) n_slots: usize,
+    /// Decoder positions so far.
+    pub(super) position: u64,
+    embeddings: VecDeque<Embeddings>,
+    n_embeddings: u64,
+    /// `1 + ada`, `[n_layers, dim]`
+    pub(super) ffn_scale: Arc<Buffer>,
+}
+
+/// Slots of an encoder ring: the rows before a pass that its first query sees.
+pub fn encoder_slots(p: &TransformerParams) -> usize {
+    (p.sliding_window - 1).next_multiple_of(64).max(64)
+}
+
+fn ring_bytes(p: &TransformerParams, n_slots: usize) -> usize {
+    p.n_layers * 2 * n_slots * p.kv_dim() * 2
+}
+
+impl CudaStream {
+    pub fn new(
+        device: &Arc<Device>,
+        encoder: &TransformerParams,
+        decoder: &TransformerParams,
+        widths: [usize; 2],
+        ffn_scale: Arc<Buffer>,
+    ) -> Result<Self> {
+        let [n_mels, dim] = widths;
+        let n_slots = FIRST_SLOTS;
+        Ok(Self {
+            mel_tail: vec![0; 2 * n_mels],
+            conv_tail: device.alloc_zeros(dim * 2)?,
+            encoder_ring: device.alloc(ring_bytes(encoder, encoder_slots(encoder)))?,
+            n_encoded_rows: 0,
+            decoder_ring: device.alloc(ring_bytes(decoder, n_slots))?,
+            n_slots,
+            position: 0,
+            embeddings: VecDeque::new(),
+            n_embeddings: 0,
+            ffn_scale,
+        })
+    }
+
+    /// Decoder positions so far.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Makes room in the decoder ring for positions up to `end`, at most `max_rows` of them new in one pass.
+    pub fn reserve(&mut self, device: &Arc<Device>, p: &TransformerParams, end: u64, max_rows: usize) -> Result<()> {
+        let full = (p.sliding_window + max_rows).next_multiple_of(CHUNK);
+        let wanted = usize::try_from(end).unwrap_or(usize::MAX).min(full);
+        if wanted <= self.n_slots {
+            return Ok(());
+        }
+        let n_slots = wanted.next_power_of_two().min(full).max(FIRST_SLOTS);
+        let ring = device.alloc(ring_bytes(p, n_slots))?;
+        // nothing has wrapped around yet: slots are positions
+        let plane = |n: usize| (n * p.kv_dim() * 2) as u64;
+        for i in 0..2 * p.n_layers as u64 {
+            let (to, from) =
+                (ring.address() + i * plane(n_slots), self.decoder_ring.address() + i * plane(self.n_slots));
+            // SAFETY: plane `i` of both rings, the smaller one's size.
+            unsafe { device.copy(to, from, plane(self.n_slots) as usize)? };
+        }
+        self.decoder_ring = ring;
+        self.n_slots = n_slots;
+        Ok(())
+    }
+
+    /// Adds embeddings, `[n, dim]`.
+    pub fn push_embeddings(&mut self, buffer: Buffer, n: usize) {
+        self.embeddings.push_back(Embeddings { first: self.n_embeddings, n, buffer });
+        self.n_embeddings += n as u64;
+    }
+
+    /// Embeddings from the stream's position on.
+    pub fn n_waiting(&self) -> usize {
+        (self.n_embeddings - self.position) as usize
+    }
+
+    /// Where a position's embedding is; `row_bytes` is its size.
+    pub fn embedding(&self, position: u64, row_bytes: usize) -> Address {
+        let chunk = self.embeddings.iter().find(|e| position < e.first + e.n as u64);
+        let chunk = chunk.expect("checked by the caller");
+        chunk.buffer.address() + (position - chunk.first) * row_bytes as u64
+    }
+
+    /// Frees embeddings before the stream's position.
+    pub fn forget(&mut self) {
+        while self.embeddings.front().is_some_and(|e| e.first + e.n as u64 <= self.position) {
+            self.embeddings.pop_front();
+        }
+    }
+
+    /// The first position that the stream can be rewound to.
+    pub fn first_embedding(&self) -> u64 {
+        self.embeddings.front().map_or(self.n_embeddings, |e| e.first)
+    }
+}

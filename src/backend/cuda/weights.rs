@@ -1,0 +1,281 @@
+//! Weights on the device: merged, padded and repacked into the matrix unit's order.
+//!
+//! [`Loader`] copies tensors from the mapped file into page-locked staging memory with all threads, several blocks ahead
+//! of the transfer, which in turn runs beside the repacking of the block before. Every width on the device is padded with
+//! zeros to a multiple of [`ALIGN`].
+
+use cudarc::driver::CudaEvent;
+use rayon::prelude::*;
+
+use super::device::{Address, Buffer, Pinned};
+use super::launch::{Kernels, Pack, Widen};
+use crate::Result;
+use crate::model::params::{DOWNSAMPLE, TransformerParams};
+use crate::model::weights::{ConvWeights, LayerWeights, Tensor};
+
+/// Widths are multiples of this: no product has a rest.
+pub const ALIGN: usize = 128;
+/// A staging block.
+const BLOCK_BYTES: usize = 32 << 20;
+/// Blocks being filled, transferred and repacked.
+const N_BLOCKS: usize = 4;
+/// Rows of one repacking launch.
+const MAX_ROWS: usize = 32_768;
+/// Bytes copied by one thread at a time.
+const PART_BYTES: usize = 1 << 20;
+
+/// A width on the device.
+pub fn padded(width: usize) -> usize {
+    width.next_multiple_of(ALIGN)
+}
+
+/// A packed matrix, `[n, k]`.
+pub struct Matrix {
+    buffer: Buffer,
+    pub n: usize,
+    pub k: usize,
+}
+
+impl Matrix {
+    pub fn address(&self) -> Address {
+        self.buffer.address()
+    }
+
+    pub fn n_bytes(&self) -> usize {
+        self.buffer.n_bytes()
+    }
+}
+
+/// One layer's weights.
+pub struct Layer {
+    pub attention_norm: Buffer,
+    pub qkv: Matrix,
+    pub qkv_bias: Option<Buffer>,
+    pub wo: Matrix,
+    pub wo_bias: Option<Buffer>,
+    pub ffn_norm: Buffer,
+    /// Rows of `w1` and `w3` by turns.
+    pub w13: Matrix,
+    pub w2: Matrix,
+    pub w2_bias: Option<Buffer>,
+}
+
+impl Layer {
+    /// Bytes of the matrices.
+    pub fn n_bytes(&self) -> usize {
+        [&self.qkv, &self.wo, &self.w13, &self.w2].iter().map(|m| m.n_bytes()).sum()
+    }
+}
+
+/// Where a tensor's numbers go in a packed matrix; see `kernels/pack.cu`.
+#[derive(Clone, Copy)]
+struct Place {
+    row_offset: usize,
+    block: usize,
+    block_stride: usize,
+    taps: usize,
+    half: i32,
+}
+
+enum Job {
+    Pack(Pack),
+    Widen(Widen),
+}
+
+struct Block {
+    host: Pinned<u8>,
+    device: Buffer,
+    /// When its last transfer and the repacking from it were over.
+    done: Option<CudaEvent>,
+}
+
+/// Moves tensors to the device.
+pub struct Loader<'a> {
+    kernels: &'a Kernels,
+    blocks: Vec<Block>,
+    current: usize,
+    /// Bytes of the current block in use, and what is to be done with them.
+    filled: usize,
+    copies: Vec<(&'a [u8], usize)>,
+    jobs: Vec<Job>,
+    pub n_bytes: usize,
+}
+
+impl<'a> Loader<'a> {
+    pub fn new(kernels: &'a Kernels) -> Result<Self> {
+        let device = kernels.device();
+        let block =
+            |_| Ok(Block { host: Pinned::new(device, BLOCK_BYTES)?, device: device.alloc(BLOCK_BYTES)?, done: None });
+        let blocks = (0..N_BLOCKS).map(block).collect::<Result<_>>()?;
+        Ok(Self { kernels, blocks, current: 0, filled: 0, copies: Vec::new(), jobs: Vec::new(), n_bytes: 0 })
+    }
+
+    /// All layers of a stack.
+    pub fn layers(&mut self, p: &TransformerParams, layers: &'a [LayerWeights]) -> Result<Vec<Layer>> {
+        layers.iter().map(|layer| self.layer(p, layer)).collect()
+    }
+
+    fn layer(&mut self, p: &TransformerParams, w: &'a LayerWeights) -> Result<Layer> {
+        let (q, kv) = (p.q_dim(), p.kv_dim());
+        let (a, f) = (&w.attention, &w.feed_forward);
+        let qkv = self.merged(&[&a.wq, &a.wk, &a.wv])?;
+        let qkv_bias = match (&a.wq_bias, &a.wv_bias) {
+            (Some(bias_q), Some(bias_v)) => {
+                let bias = self.kernels.device().alloc_zeros(padded(q + 2 * kv) * 4)?;
+                self.widen(bias_q, bias.address())?;
+                self.widen(bias_v, bias.address() + (q + kv) as u64 * 4)?;
+                Some(bias)
+            }
+            _ => None,
+        };
+        let hidden = padded(p.hidden_dim);
+        let w13 = self.matrix(2 * hidden, padded(p.dim))?;
+        for (half, tensor) in [(0, &f.w1), (1, &f.w3)] {
+            self.pack(tensor, &w13, Place { half, ..Place::plain(tensor) })?;
+        }
+        Ok(Layer {
+            attention_norm: self.vector(&w.attention_norm)?,
+            qkv,
+            qkv_bias,
+            wo: self.merged(&[&a.wo])?,
+            wo_bias: self.optional(a.wo_bias.as_ref())?,
+            ffn_norm: self.vector(&w.ffn_norm)?,
+            w13,
+            w2: self.merged(&[&f.w2])?,
+            w2_bias: self.optional(f.w2_bias.as_ref())?,
+        })
+    }
+
+    /// A vector as padded F32.
+    pub fn vector(&mut self, tensor: &'a Tensor) -> Result<Buffer> {
+        let buffer = self.kernels.device().alloc_zeros(padded(tensor.shape()[0]) * 4)?;
+        self.widen(tensor, buffer.address())?;
+        Ok(buffer)
+    }
+
+    fn optional(&mut self, tensor: Option<&'a Tensor>) -> Result<Option<Buffer>> {
+        tensor.map(|tensor| self.vector(tensor)).transpose()
+    }
+
+    /// Matrices of the same width, one below the other.
+    pub fn merged(&mut self, tensors: &[&'a Tensor]) -> Result<Matrix> {
+        let rows = tensors.iter().map(|t| t.shape()[0]).sum();
+        let matrix = self.matrix(rows, padded(tensors[0].shape()[1]))?;
+        let mut row_offset = 0;
+        for tensor in tensors {
+            self.pack(tensor, &matrix, Place { row_offset, ..Place::plain(tensor) })?;
+            row_offset += tensor.shape()[0];
+        }
+        Ok(matrix)
+    }
+
+    /// The adapter's first matrix, whose input is `DOWNSAMPLE` padded rows side by side.
+    pub fn joining(&mut self, tensor: &'a Tensor) -> Result<Matrix> {
+        let block = tensor.shape()[1] / DOWNSAMPLE;
+        let matrix = self.matrix(tensor.shape()[0], DOWNSAMPLE * padded(block))?;
+        self.pack(tensor, &matrix, Place { block, block_stride: padded(block), ..Place::plain(tensor) })?;
+        Ok(matrix)
+    }
+
+    /// A convolution as a matrix over `[taps, channels]`, and its bias.
+    pub fn convolution(&mut self, conv: &'a ConvWeights) -> Result<(Matrix, Buffer)> {
+        let &[dim, channels, taps] = conv.weight.shape() else { unreachable!("a checked shape") };
+        let matrix = self.matrix(dim, taps * padded(channels))?;
+        let place = Place { block_stride: padded(channels), taps, ..Place::plain(&conv.weight) };
+        self.pack(&conv.weight, &matrix, place)?;
+        Ok((matrix, self.vector(&conv.bias)?))
+    }
+
+    fn matrix(&self, rows: usize, k: usize) -> Result<Matrix> {
+        let n = padded(rows);
+        Ok(Matrix { buffer: self.kernels.device().alloc_zeros(n * k * 2)?, n, k })
+    }
+
+    fn pack(&mut self, tensor: &'a Tensor, matrix: &Matrix, place: Place) -> Result<()> {
+        let rows = tensor.shape()[0];
+        let bytes = tensor.data().as_flattened();
+        let columns = tensor.data().len() / rows;
+        let per_block = (BLOCK_BYTES / (2 * columns)).clamp(1, MAX_ROWS);
+        for (i, bytes) in bytes.chunks(per_block * columns * 2).enumerate() {
+            let source = self.stage(bytes)?;
+            self.jobs.push(Job::Pack(Pack {
+                source,
+                destination: matrix.address(),
+                rows: (bytes.len() / (2 * columns)) as i32,
+                columns: columns as i32,
+                first_row: (i * per_block) as i32,
+                row_offset: place.row_offset as i32,
+                k: matrix.k as i32,
+                block: place.block as i32,
+                block_stride: place.block_stride as i32,
+                taps: place.taps as i32,
+                half: place.half,
+            }));
+        }
+        Ok(())
+    }
+
+    fn widen(&mut self, tensor: &'a Tensor, destination: Address) -> Result<()> {
+        let source = self.stage(tensor.data().as_flattened())?;
+        self.jobs.push(Job::Widen(Widen { source, destination, n: tensor.data().len() as i32 }));
+        Ok(())
+    }
+
+    /// Plans the copy of these bytes to the device; where they will be.
+    fn stage(&mut self, bytes: &'a [u8]) -> Result<Address> {
+        if self.filled + bytes.len() > BLOCK_BYTES {
+            self.flush()?;
+        }
+        let at = self.filled;
+        for (i, part) in bytes.chunks(PART_BYTES).enumerate() {
+            self.copies.push((part, at + i * PART_BYTES));
+        }
+        self.filled = (at + bytes.len()).next_multiple_of(256);
+        self.n_bytes += bytes.len();
+        Ok(self.blocks[self.current].device.address() + at as u64)
+    }
+
+    /// Sends the current block on its way.
+    pub fn flush(&mut self) -> Result<()> {
+        let device = self.kernels.device();
+        let filled = self.filled.min(BLOCK_BYTES);
+        let block = &mut self.blocks[self.current];
+        if let Some(done) = block.done.take() {
+            done.synchronize().map_err(super::device::failed("loading weights"))?;
+        }
+        // the copies are in order and don't overlap: each gets the part of the block up to the next
+        let mut rest = &mut block.host.as_mut_slice()[..filled];
+        let mut at = 0;
+        let mut parts = Vec::with_capacity(self.copies.len());
+        for &(source, to) in &self.copies {
+            let (part, after) = std::mem::take(&mut rest)[to - at..].split_at_mut(source.len());
+            parts.push((source, part));
+            (rest, at) = (after, to + source.len());
+        }
+        parts.into_par_iter().for_each(|(source, part)| part.copy_from_slice(source));
+        // SAFETY: the block is as large on the device, and isn't written to before `done`. The jobs were planned for
+        // matrices and vectors of their shapes.
+        unsafe {
+            device.upload(block.device.address(), &block.host.as_slice()[..filled])?;
+            for job in &self.jobs {
+                match job {
+                    Job::Pack(pack) => self.kernels.pack(pack)?,
+                    Job::Widen(widen) => self.kernels.widen(widen)?,
+                }
+            }
+        }
+        block.done = Some(device.mark()?);
+        self.current = (self.current + 1) % N_BLOCKS;
+        self.filled = 0;
+        self.copies.clear();
+        self.jobs.clear();
+        Ok(())
+    }
+}
+
+impl Place {
+    fn plain(tensor: &Tensor) -> Self {
+        let columns = tensor.shape()[1..].iter().product();
+        Self { row_offset: 0, block: columns, block_stride: columns, taps: 1, half: -1 }
+    }
+}

@@ -1,0 +1,384 @@
+//! The CUDA backend against the CPU backend, and its promise that a row's bits depend on nothing but its stream.
+//!
+//!     cargo test --features gpu-tests --test cuda
+//!     TMPDIR=/dev/shm cargo test --features gpu-tests --test cuda -- --ignored   # the real model's size, 8.9 GB
+//!
+//! The tests fail where there is no GPU.
+
+mod support;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use support::synthetic::{Dims, Preset};
+use voxtral::audio::mel::{MelFilters, MelStream};
+use voxtral::backend::cpu::Cpu;
+use voxtral::backend::cuda::Cuda;
+use voxtral::backend::{Backend, BackendOptions, CudaOptions, EncodeChunk, Prediction, Span};
+use voxtral::model::{Delay, Model};
+use voxtral::{Engine, Event, SessionOptions};
+
+const SAMPLES_PER_TOKEN: usize = 1280;
+const EOS: u32 = 2;
+const RECORDINGS: [&str; 7] =
+    ["hibari_intro", "kal_computer", "awb_library", "slt_numbers", "espeak_us_garden", "long_mixed", "noise_only"];
+
+fn tiny() -> Model {
+    Model::open(&support::tiny_model()).unwrap()
+}
+
+fn cuda(model: &Model, graphs: bool) -> Cuda {
+    let options =
+        BackendOptions { cuda: CudaOptions { graphs, ..CudaOptions::default() }, ..BackendOptions::default() };
+    Cuda::load(&model.weights, &options).expect("these tests need a GPU")
+}
+
+/// Left padding, samples, right padding, and what the last frames look ahead; whole tokens.
+fn log_mel(model: &Model, samples: &[f32], delay: Delay) -> Vec<f32> {
+    let filters = Arc::new(MelFilters::new(model.params.n_mels, model.params.log_mel_max));
+    let mut mel = MelStream::new(filters, model.tokenizer.left_pad * SAMPLES_PER_TOKEN);
+    mel.push(samples);
+    let to_whole = samples.len().next_multiple_of(SAMPLES_PER_TOKEN) - samples.len();
+    mel.push_silence(to_whole + (delay.tokens() + 11) * SAMPLES_PER_TOKEN + 40);
+    let mut frames = Vec::new();
+    mel.take(mel.available() / 8 * 8, &mut frames);
+    frames
+}
+
+fn prompt(model: &Model, delay: Delay) -> Vec<u32> {
+    let special = model.tokenizer.special;
+    let mut inputs = vec![special.bos];
+    inputs.resize(1 + model.tokenizer.left_pad + delay.tokens(), special.streaming_pad);
+    inputs
+}
+
+fn decode<B: Backend>(backend: &mut B, stream: &mut B::Stream, inputs: &[u32], n_top: usize) -> Vec<Prediction> {
+    let mut span = Span { stream, inputs, predict_from: 0, n_top, predictions: Vec::new() };
+    backend.decode(std::slice::from_mut(&mut span)).unwrap();
+    span.predictions
+}
+
+/// Feeds these tokens in spans of `n` and returns every prediction with all its probabilities: a picture of the logits.
+fn feed<B: Backend>(
+    backend: &mut B,
+    stream: &mut B::Stream,
+    tokens: &[u32],
+    n: usize,
+    n_top: usize,
+) -> Vec<Prediction> {
+    tokens.chunks(n).flat_map(|inputs| decode(backend, stream, inputs, n_top)).collect()
+}
+
+fn assert_same(what: &str, got: &[Prediction], expected: &[Prediction]) {
+    assert_eq!(got.len(), expected.len(), "{what}: predictions");
+    let bits = |p: &Prediction| p.top.iter().map(|&(id, p)| (id, p.to_bits())).collect::<Vec<_>>();
+    for (i, (a, b)) in got.iter().zip(expected).enumerate() {
+        assert!(a.id == b.id && bits(a) == bits(b), "{what}: position {i} differs: {} and {}", a.id, b.id);
+    }
+}
+
+/// Tokens that look like speech: pads, word marks and text by turns.
+fn some_tokens(model: &Model, n: usize) -> Vec<u32> {
+    let vocab = model.params.vocab_size as u32;
+    (0..n as u32)
+        .map(|i| {
+            if i % 3 == 0 {
+                33
+            } else if i % 3 == 1 {
+                32
+            } else {
+                1000 + i * 37 % (vocab - 1000)
+            }
+        })
+        .collect()
+}
+
+type Activations = Vec<(&'static str, usize, Vec<f32>)>;
+
+/// Named activations of encoding `mel` and decoding `tokens` in one go.
+fn traced<B: Backend>(backend: &mut B, mel: &[f32], tokens: &[u32]) -> Activations {
+    let activations = Arc::new(Mutex::new(Activations::new()));
+    let sink = activations.clone();
+    backend.trace(Some(Box::new(move |name, layer, rows, _| sink.lock().unwrap().push((name, layer, rows.to_vec())))));
+    let mut stream = backend.open(Delay::DEFAULT).unwrap();
+    backend.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: mel }]).unwrap();
+    decode(backend, &mut stream, tokens, 1);
+    backend.trace(None);
+    let mut merged: Activations = Vec::new();
+    for (name, layer, mut rows) in std::mem::take(&mut *activations.lock().unwrap()) {
+        match merged.iter_mut().find(|(n, l, _)| (*n, *l) == (name, layer)) {
+            Some((.., all)) => all.append(&mut rows),
+            None => merged.push((name, layer, rows)),
+        }
+    }
+    merged
+}
+
+/// The first activation that is off by more than `tolerance` of its norm fails the test, by name.
+fn assert_close(got: &Activations, expected: &Activations, tolerance: f64) {
+    for (name, layer, expected) in expected {
+        let Some((.., got)) = got.iter().find(|(n, l, _)| n == name && l == layer) else {
+            panic!("{name} {layer} was not traced")
+        };
+        // CUDA rounds row counts up; the rest repeats nothing that counts
+        assert!(got.len() >= expected.len(), "{name} {layer}: {} values, expected {}", got.len(), expected.len());
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let norm: f64 = expected.iter().map(|&x| square(x)).sum();
+        let off: f64 = got.iter().zip(expected).map(|(&a, &b)| square(a - b)).sum();
+        let off = (off / norm).sqrt();
+        println!("{name} {layer}: off by {off:.1e}");
+        assert!(off <= tolerance, "{name} {layer} is the first to diverge: off by {off:.2e}");
+    }
+}
+
+fn checkpoint(preset: &Preset) -> (tempfile::TempDir, Model) {
+    let dir = tempfile::tempdir().unwrap();
+    preset.write(dir.path(), None).unwrap();
+    let model = Model::open(dir.path()).unwrap();
+    (dir, model)
+}
+
+/// Widths that are no multiples of anything, grouped heads, windows shorter than the audio.
+fn awkward() -> Preset {
+    Preset {
+        encoder: Dims { dim: 72, n_layers: 2, head_dim: 64, hidden_dim: 200, n_heads: 3, n_kv_heads: 3, window: 70 },
+        decoder: Dims { dim: 136, n_layers: 2, head_dim: 48, hidden_dim: 264, n_heads: 6, n_kv_heads: 2, window: 131 },
+        vocab_size: 1501,
+        ..Preset::tiny()
+    }
+}
+
+#[test]
+fn activations_are_those_of_the_cpu() {
+    let recording = support::recording("kal_computer");
+    let checkpoints = [checkpoint(&Preset::tiny()), checkpoint(&awkward())];
+    for model in checkpoints.iter().map(|(_, model)| model).chain([&tiny()]) {
+        let mel = log_mel(model, &recording, Delay::DEFAULT);
+        let n_positions = mel.len() / model.params.n_mels / 8;
+        let mut tokens = prompt(model, Delay::DEFAULT);
+        tokens.extend(some_tokens(model, n_positions - tokens.len()));
+        let mut cpu = Cpu::load(&model.weights, &BackendOptions::default()).unwrap();
+        let expected = traced(&mut cpu, &mel, &tokens[..64]);
+        let got = traced(&mut cuda(model, true), &mel, &tokens[..64]);
+        assert_close(&got, &expected, 3e-2);
+    }
+}
+
+#[test]
+fn the_tiny_model_says_what_it_says_on_the_cpu() {
+    let text = std::fs::read_to_string(support::project("samples/decoded.json")).unwrap();
+    let decoded: HashMap<String, HashMap<String, serde_json::Value>> = serde_json::from_str(&text).unwrap();
+    for graphs in [true, false] {
+        let model = tiny();
+        let mut engine = Engine::new(cuda(&model, graphs), model.tokenizer, &model.params);
+        let mut wrong = Vec::new();
+        for name in RECORDINGS {
+            let samples = support::recording(name);
+            for (tokens, expected) in &decoded[name] {
+                let delay = Delay::from_ms(tokens.parse::<f64>().unwrap() * 80.0).unwrap();
+                let options = SessionOptions { delay: Some(delay), ..SessionOptions::default() };
+                let mut session = engine.open(&options).unwrap();
+                session.push(&samples).unwrap();
+                session.finish();
+                engine.advance(&mut [&mut session]).unwrap();
+                let mut ids = Vec::new();
+                while let Some(event) = session.next_event() {
+                    match event {
+                        Event::Token(token) => ids.push(token.id),
+                        Event::Restart { .. } => break,
+                        Event::End { .. } => {}
+                    }
+                }
+                let mut expected: Vec<u32> = serde_json::from_value(expected["ids"].clone()).unwrap();
+                if expected.last() != Some(&EOS) {
+                    expected.pop(); // the reference feeds the last position too; the official loop does not
+                }
+                if ids != expected {
+                    let at = ids.iter().zip(&expected).take_while(|(a, b)| a == b).count();
+                    wrong.push(format!("{name} at delay {tokens}: from token {at} of {}", expected.len()));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "graphs {graphs}: {wrong:#?}");
+    }
+}
+
+#[test]
+fn the_length_of_spans_changes_no_bit() {
+    let model = tiny();
+    let mut cuda = cuda(&model, true);
+    let mel = log_mel(&model, &support::recording("hibari_intro"), Delay::DEFAULT);
+    let tokens = some_tokens(&model, mel.len() / model.params.n_mels / 8);
+    let mut run = |n: usize| {
+        let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+        cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: &mel }]).unwrap();
+        feed(&mut cuda, &mut stream, &tokens, n, model.params.vocab_size)
+    };
+    let expected = run(1);
+    for n in [2, 3, 5, 8, 9, 13, 16, 17, 27, 32, 33, 64, 100] {
+        assert_same(&format!("spans of {n}"), &run(n), &expected);
+    }
+}
+
+#[test]
+fn graphs_change_no_bit() {
+    let model = tiny();
+    let mel = log_mel(&model, &support::recording("kal_computer"), Delay::DEFAULT);
+    let tokens = some_tokens(&model, mel.len() / model.params.n_mels / 8);
+    let runs = [true, false].map(|graphs| {
+        let mut cuda = cuda(&model, graphs);
+        let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+        for log_mel in mel.chunks(16 * model.params.n_mels) {
+            cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel }]).unwrap();
+        }
+        feed(&mut cuda, &mut stream, &tokens, 3, model.params.vocab_size)
+    });
+    assert_same("graphs", &runs[0], &runs[1]);
+}
+
+#[test]
+fn the_size_of_encoder_chunks_changes_no_bit() {
+    let model = tiny();
+    let mut cuda = cuda(&model, true);
+    // longer than one pass of the smallest size, and than every window
+    let samples: Vec<f32> = support::recording("long_mixed").repeat(2);
+    let mel = log_mel(&model, &samples, Delay::DEFAULT);
+    let n_positions = mel.len() / model.params.n_mels / 8;
+    let tokens = some_tokens(&model, n_positions);
+    let mut run = |n_frames: usize| {
+        let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+        for log_mel in mel.chunks(n_frames * model.params.n_mels) {
+            cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel }]).unwrap();
+        }
+        feed(&mut cuda, &mut stream, &tokens, 64, 64)
+    };
+    let expected = run(8 * n_positions);
+    for n_frames in [8, 24, 136, 264, 1000, 3000] {
+        assert_same(&format!("chunks of {n_frames} frames"), &run(n_frames), &expected);
+    }
+}
+
+#[test]
+fn company_changes_no_bit() {
+    let model = tiny();
+    let mut cuda = cuda(&model, true);
+    let mels = ["kal_computer", "hibari_intro", "slt_numbers", "noise_only"]
+        .map(|name| log_mel(&model, &support::recording(name), Delay::DEFAULT));
+    let n_tokens = 60;
+    let n_streams = 32;
+    let tokens: Vec<_> = (0..n_streams).map(|i| some_tokens(&model, n_tokens + i)[i..].to_vec()).collect();
+    let mel = |i: usize| &mels[i % mels.len()][..n_tokens * 8 * model.params.n_mels];
+    let alone: Vec<_> = (0..n_streams)
+        .map(|i| {
+            let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+            cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: mel(i) }]).unwrap();
+            feed(&mut cuda, &mut stream, &tokens[i], 1, model.params.vocab_size)
+        })
+        .collect();
+
+    let mut streams: Vec<_> = (0..n_streams).map(|_| cuda.open(Delay::DEFAULT).unwrap()).collect();
+    // unequal shares of frames, in company
+    for (first, n) in [(0, 2), (2, 1), (3, 10), (13, 47)] {
+        let frame = 8 * model.params.n_mels;
+        let mut batch: Vec<_> = streams
+            .iter_mut()
+            .enumerate()
+            .map(|(i, stream)| EncodeChunk { stream, log_mel: &mel(i)[first * frame..(first + n) * frame] })
+            .collect();
+        cuda.encode(&mut batch).unwrap();
+    }
+    let mut together = vec![Vec::new(); n_streams];
+    let mut done = vec![0; n_streams];
+    for round in 0.. {
+        let mut batch = Vec::new();
+        for (i, stream) in streams.iter_mut().enumerate() {
+            let n = (1 + (i + round) % 4).min(n_tokens - done[i]);
+            if n > 0 && (i + round) % 5 > 0 {
+                let inputs = &tokens[i][done[i]..done[i] + n];
+                let n_top = model.params.vocab_size;
+                batch.push((i, Span { stream, inputs, predict_from: 0, n_top, predictions: Vec::new() }));
+                done[i] += n;
+            }
+        }
+        let (takers, mut spans): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        if spans.is_empty() && done.iter().all(|&n| n == n_tokens) {
+            break;
+        }
+        cuda.decode(&mut spans).unwrap();
+        for (i, span) in takers.into_iter().zip(spans) {
+            together[i].extend(span.predictions);
+        }
+    }
+    for i in 0..n_streams {
+        assert_same(&format!("stream {i} among {n_streams}"), &together[i], &alone[i]);
+    }
+}
+
+#[test]
+fn rewinding_and_growing_rings_lose_nothing() {
+    // a window longer than a fresh ring, so that it grows more than once and then wraps around
+    let mut preset = Preset::tiny();
+    preset.decoder.window = 1100;
+    let (_dir, model) = checkpoint(&preset);
+    let mut cuda = cuda(&model, true);
+    let samples: Vec<f32> = support::recording("long_mixed").repeat(2);
+    let mel = log_mel(&model, &samples, Delay::DEFAULT);
+    let n_positions = mel.len() / model.params.n_mels / 8;
+    let tokens = some_tokens(&model, n_positions);
+    assert!(n_positions > 1400);
+    let open = |cuda: &mut Cuda| {
+        let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+        cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: &mel }]).unwrap();
+        stream
+    };
+    let mut stream = open(&mut cuda);
+    let expected = feed(&mut cuda, &mut stream, &tokens, 64, 64);
+    let mut stream = open(&mut cuda);
+    let mut got = Vec::new();
+    let mut position = 0;
+    while position < n_positions {
+        // drafts that are wrong are checked with the right ones, then forgotten
+        let right = (1 + position % 7).min(n_positions - position);
+        let wrong = (position % 5).min(n_positions - position - right);
+        let mut inputs = tokens[position..position + right].to_vec();
+        inputs.extend(std::iter::repeat_n(7, wrong));
+        let predictions = decode(&mut cuda, &mut stream, &inputs, 64);
+        got.extend_from_slice(&predictions[..right]);
+        position += right;
+        cuda.rewind(&mut stream, position as u64);
+    }
+    assert_same("with drafts", &got, &expected);
+}
+
+#[test]
+#[ignore = "writes a checkpoint of 8.9 GB, and the CPU runs it"]
+fn full_size_predictions_are_those_of_the_cpu() {
+    let (_dir, model) = checkpoint(&Preset::full());
+    let samples = support::recording("hibari_intro");
+    let mel = &log_mel(&model, &samples, Delay::DEFAULT)[..64 * 8 * model.params.n_mels];
+    let mut tokens = prompt(&model, Delay::DEFAULT);
+    tokens.extend(some_tokens(&model, 64 - tokens.len()));
+    let mut cpu = Cpu::load(&model.weights, &BackendOptions::default()).unwrap();
+    let expected = traced(&mut cpu, mel, &tokens);
+    let got = traced(&mut cuda(&model, true), mel, &tokens);
+    let logits = |a: &Activations| a.iter().find(|(name, ..)| *name == "logits").unwrap().2.clone();
+    let vocab = model.params.vocab_size;
+    let (got_logits, expected_logits) = (logits(&got), logits(&expected));
+    let (mut n, mut clear, mut same) = (0, 0, 0);
+    for (a, b) in got_logits.chunks_exact(vocab).zip(expected_logits.chunks_exact(vocab)) {
+        let best = |row: &[f32]| (0..vocab).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+        let first = best(b);
+        let second = (0..vocab).filter(|&i| i != first).map(|i| b[i]).fold(f32::NEG_INFINITY, f32::max);
+        let mean = b.iter().sum::<f32>() / vocab as f32;
+        let std = (b.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / vocab as f32).sqrt();
+        let agree = best(a) == first;
+        n += 1;
+        same += usize::from(agree);
+        if b[first] - second > 0.15 * std {
+            clear += 1;
+            assert!(agree, "position {}: gap {} of the logits' deviation {std}", n - 1, b[first] - second);
+        }
+    }
+    println!("{same} of {n} predictions agree, {clear} have a clear winner");
+    assert_close(&got, &expected, 6e-2);
+}
