@@ -1,8 +1,9 @@
 //! The CUDA backend: the network on one NVIDIA GPU, compute capability 8.0 or newer.
 //!
 //! Products are F16 with F32 sums (`kernels/common.cuh` says why that is safe for BF16 weights), the residual stream,
-//! norms, softmax and rotations are F32, keys and values F16. Every sum runs in an order that depends on nothing but the row it belongs to, so a row's bits do not change with the
-//! number of rows, their company, or whether launches come from a graph.
+//! norms, softmax and rotations are F32, keys and values F16. Every sum runs in an order that depends on nothing but the
+//! row it belongs to, so a row's bits do not change with the number of rows, their company, or whether launches come from
+//! a graph.
 
 mod decoder;
 mod device;
