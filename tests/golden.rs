@@ -13,7 +13,7 @@ use support::synthetic::Preset;
 use voxtral::audio::mel::{MelFilters, MelStream};
 use voxtral::backend::cpu::Cpu;
 use voxtral::backend::{Backend, BackendOptions, EncodeChunk, Span};
-use voxtral::model::{Delay, Model};
+use voxtral::model::{Delay, Model, Utf8Joiner};
 
 const PIECES: &str = include_str!("golden/vocab.txt");
 const GOLDEN: &[u8] = include_bytes!("golden/kal_computer.safetensors");
@@ -158,6 +158,7 @@ fn encoder_and_adapter_equal_the_official_ones() {
 #[test]
 fn tokens_and_logits_equal_the_official_ones_at_all_delays() {
     let golden = Golden::open();
+    let texts: serde_json::Value = serde_json::from_str(include_str!("golden/texts.json")).unwrap();
     let samples = support::recording("kal_computer");
     for (name, preset) in [("tiny", Preset::tiny()), ("tiny-eos", Preset::tiny_eos())] {
         let (_dir, model) = checkpoint(&preset);
@@ -166,6 +167,10 @@ fn tokens_and_logits_equal_the_official_ones_at_all_delays() {
             let run = transcribe(&model, &samples, f64::from(delay_ms));
             let key = |what| format!("{name}/d{delay_ms}/{what}");
             assert_eq!(run.tokens, golden.ids(&key("tokens")), "{name} at {delay_ms} ms");
+            let mut joiner = Utf8Joiner::default();
+            let pieces = run.tokens.iter().filter_map(|&id| model.tokenizer.bytes(id));
+            let text: String = pieces.map(|bytes| joiner.push(bytes)).collect();
+            assert_eq!(text + &joiner.finish(), texts[name][delay_ms.to_string()], "{name} at {delay_ms} ms");
 
             assert_close("t_cond", &gather(&run.activations, "t_cond", 0), &golden.f32(&key("t_cond")));
             let ada: Vec<f32> = (0..3).flat_map(|i| gather(&run.activations, "ada", i)).collect();
