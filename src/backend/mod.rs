@@ -10,6 +10,8 @@ pub mod cuda;
 #[cfg(test)]
 pub(crate) mod fake;
 
+use std::ops::Range;
+
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};
 
@@ -100,6 +102,23 @@ pub trait Backend: Sized + Send {
     fn trace(&mut self, sink: Option<TraceSink>);
 }
 
+/// Cuts items of these lengths into passes of at most `room` elements over all items: for each pass, every item's range,
+/// which may be empty.
+fn passes(lengths: impl Iterator<Item = usize>, room: usize) -> Vec<Vec<Range<usize>>> {
+    let mut rest: Vec<_> = lengths.map(|length| 0..length).collect();
+    let mut passes = Vec::new();
+    while rest.iter().any(|range| !range.is_empty()) {
+        let mut room = room;
+        let take = |range: &mut Range<usize>| {
+            let end = range.start + room.min(range.len());
+            room -= end - range.start;
+            std::mem::replace(&mut range.start, end)..end
+        };
+        passes.push(rest.iter_mut().map(take).collect());
+    }
+    passes
+}
+
 /// The likeliest tokens of one row of logits.
 fn predict(logits: &[f32], n_top: usize) -> Result<Prediction> {
     let best = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
@@ -121,4 +140,16 @@ fn predict(logits: &[f32], n_top: usize) -> Result<Prediction> {
         top = ids.into_iter().map(|i| (i, (f64::from(logits[i as usize] - max).exp() / sum) as f32)).collect();
     }
     Ok(Prediction { id: id as u32, top })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passes;
+
+    #[test]
+    fn passes_take_everything_once_and_in_order() {
+        assert_eq!(passes([3, 0, 4].into_iter(), 5), [[0..3, 0..0, 0..2], [3..3, 0..0, 2..4]]);
+        assert_eq!(passes([0, 130].into_iter(), 64), [[0..0, 0..64], [0..0, 64..128], [0..0, 128..130]]);
+        assert!(passes([0, 0].into_iter(), 64).is_empty());
+    }
 }

@@ -22,7 +22,7 @@ use self::elementwise::{gelu, gelu_all};
 use self::matmul::{Product, multiply};
 use self::simd::Isa;
 use self::stack::{Segment, Stack};
-use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Span, TraceSink, predict};
+use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Span, TraceSink, passes, predict};
 use crate::model::params::{DOWNSAMPLE, FRAMES_PER_TOKEN};
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};
@@ -193,25 +193,14 @@ impl Inner<'_> {
 
     fn encode(&self, batch: &mut [EncodeChunk<'_, CpuStream>], trace: &mut Option<TraceSink>) {
         let n_mels = self.weights.params.n_mels;
-        let mut done = vec![0; batch.len()];
-        loop {
-            let mut room = PASS_FRAMES;
-            let mut pass = Vec::new();
-            for (chunk, done) in batch.iter_mut().zip(&mut done) {
-                let n_frames = chunk.log_mel.len() / n_mels;
-                assert!(n_frames.is_multiple_of(FRAMES_PER_TOKEN), "chunks are whole tokens");
-                let n = room.min(n_frames - *done);
-                if n > 0 {
-                    let log_mel = &chunk.log_mel[*done * n_mels..(*done + n) * n_mels];
-                    pass.push(Frames { stream: chunk.stream, log_mel });
-                    *done += n;
-                    room -= n;
-                }
-            }
-            if pass.is_empty() {
-                return;
-            }
-            self.encode_pass(&mut pass, trace);
+        assert!(batch.iter().all(|c| c.log_mel.len().is_multiple_of(FRAMES_PER_TOKEN * n_mels)), "whole tokens");
+        for ranges in passes(batch.iter().map(|chunk| chunk.log_mel.len() / n_mels), PASS_FRAMES) {
+            let due = batch.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty());
+            let frames = due.map(|(chunk, range)| Frames {
+                stream: chunk.stream,
+                log_mel: &chunk.log_mel[range.start * n_mels..range.end * n_mels],
+            });
+            self.encode_pass(&mut frames.collect::<Vec<_>>(), trace);
         }
     }
 
@@ -306,23 +295,11 @@ impl Inner<'_> {
             assert!(span.inputs.len() <= stream.embeddings.len(), "inputs without audio embeddings");
             span.predictions.clear();
         }
-        let mut done = vec![0; batch.len()];
-        loop {
-            let mut room = PASS_ROWS;
-            let mut pass = Vec::new();
-            for (span, done) in batch.iter_mut().zip(&mut done) {
-                let n = room.min(span.inputs.len() - *done);
-                if n > 0 {
-                    pass.push((span, *done..*done + n));
-                    *done += n;
-                    room -= n;
-                }
-            }
-            if pass.is_empty() {
-                return Ok(());
-            }
-            self.decode_pass(&mut pass, trace)?;
+        for ranges in passes(batch.iter().map(|span| span.inputs.len()), PASS_ROWS) {
+            let due = batch.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty());
+            self.decode_pass(&mut due.collect::<Vec<_>>(), trace)?;
         }
+        Ok(())
     }
 
     /// One pass over at most [`PASS_ROWS`] positions.

@@ -12,7 +12,7 @@ use super::device::{Buffer, Device, Graph, Pinned, bytes_of, bytes_of_mut};
 use super::launch::{CHUNK, DecoderAttention, Embed, Epilogue, Gemm, Kernels, RmsNorm, RopeAngles, Row};
 use super::stream::CudaStream;
 use super::weights::{Layer, Loader, Matrix, padded};
-use crate::backend::{MAX_REWIND, Prediction, Span, predict};
+use crate::backend::{MAX_REWIND, Prediction, Span, passes, predict};
 use crate::model::Weights;
 use crate::model::params::Params;
 use crate::{Error, Result};
@@ -115,23 +115,11 @@ impl Decoder {
             assert!(span.inputs.len() <= span.stream.n_waiting(), "inputs without audio embeddings");
             span.predictions.clear();
         }
-        let mut done = vec![0; batch.len()];
-        loop {
-            let mut room = PASS_ROWS;
-            let mut pass = Vec::new();
-            for (span, done) in batch.iter_mut().zip(&mut done) {
-                let n = room.min(span.inputs.len() - *done);
-                if n > 0 {
-                    pass.push((span, *done..*done + n));
-                    *done += n;
-                    room -= n;
-                }
-            }
-            if pass.is_empty() {
-                return Ok(());
-            }
-            self.pass(kernels, &mut pass, trace)?;
+        for ranges in passes(batch.iter().map(|span| span.inputs.len()), PASS_ROWS) {
+            let due = batch.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty());
+            self.pass(kernels, &mut due.collect::<Vec<_>>(), trace)?;
         }
+        Ok(())
     }
 
     fn pass(

@@ -16,7 +16,7 @@ use super::launch::{
 use super::stream::{CudaStream, encoder_slots};
 use super::weights::{Layer, Loader, Matrix, padded};
 use crate::Result;
-use crate::backend::EncodeChunk;
+use crate::backend::{EncodeChunk, passes};
 use crate::model::Weights;
 use crate::model::params::{DOWNSAMPLE, FRAMES_PER_TOKEN, Params};
 
@@ -112,26 +112,16 @@ impl Encoder {
         trace: &mut Tracer,
     ) -> Result<()> {
         let n_mels = self.params.n_mels;
-        let mut done = vec![0; batch.len()];
-        loop {
-            let mut room = self.max_frames;
-            let mut pass = Vec::new();
-            for (chunk, done) in batch.iter_mut().zip(&mut done) {
-                let n_frames = chunk.log_mel.len() / n_mels;
-                assert!(n_frames.is_multiple_of(FRAMES_PER_TOKEN), "chunks are whole tokens");
-                let n = room.min(n_frames - *done);
-                if n > 0 {
-                    let log_mel = &chunk.log_mel[*done * n_mels..(*done + n) * n_mels];
-                    pass.push(Part { stream: chunk.stream, log_mel });
-                    *done += n;
-                    room -= n;
-                }
-            }
-            if pass.is_empty() {
-                return Ok(());
-            }
-            self.pass(kernels, &mut pass, trace)?;
+        assert!(batch.iter().all(|c| c.log_mel.len().is_multiple_of(FRAMES_PER_TOKEN * n_mels)), "whole tokens");
+        for ranges in passes(batch.iter().map(|chunk| chunk.log_mel.len() / n_mels), self.max_frames) {
+            let due = batch.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty());
+            let parts = due.map(|(chunk, range)| Part {
+                stream: chunk.stream,
+                log_mel: &chunk.log_mel[range.start * n_mels..range.end * n_mels],
+            });
+            self.pass(kernels, &mut parts.collect::<Vec<_>>(), trace)?;
         }
+        Ok(())
     }
 
     fn pass(&mut self, kernels: &Kernels, pass: &mut [Part<'_>], trace: &mut Tracer) -> Result<()> {
