@@ -10,6 +10,6 @@ mod error;
 pub mod model;
 pub mod output;
 
-pub use engine::{Alternative, Engine, Event, Session, SessionOptions, Stats, Token};
+pub use engine::{Alternative, Engine, Event, Session, SessionOptions, Stats, Token, TokenKind};
 pub use error::{Error, Result};
 pub use model::{Delay, Model};

@@ -28,7 +28,7 @@ fn engine(threads: usize) -> Engine<Cpu> {
 
 fn options(delay_tokens: usize, interval_ms: u64) -> SessionOptions {
     let delay = Some(Delay::from_ms(delay_tokens as f64 * 80.0).unwrap());
-    SessionOptions { delay, interval: Duration::from_millis(interval_ms), alternatives: None }
+    SessionOptions { delay, interval: Duration::from_millis(interval_ms), ..SessionOptions::default() }
 }
 
 #[derive(Debug, Default, Clone, PartialEq)]

@@ -168,7 +168,7 @@ impl Options {
             model: a.model,
             inputs,
             raw: a.raw,
-            session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt },
+            session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt, probabilities: false },
             style: if a.tokens { Style::TokenIds } else { Style::Text },
             device: a.device.device,
             backend: BackendOptions {

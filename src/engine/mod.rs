@@ -32,7 +32,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use session::{Alternative, Event, Session, SessionOptions, Token};
+pub use session::{Alternative, Event, Session, SessionOptions, Token, TokenKind};
 use session::{Segment, Shared};
 
 use crate::Result;

@@ -33,11 +33,24 @@ pub struct SessionOptions {
     pub interval: Duration,
     /// List alternatives whose probability is at least `1 - cutoff` of the chosen token's; 0 to 1.
     pub alternatives: Option<f32>,
+    /// Say how probable each token was. Costs the GPU a copy of all logits for each token.
+    pub probabilities: bool,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { delay: None, interval: Duration::from_secs(2), alternatives: None }
+        Self { delay: None, interval: Duration::from_secs(2), alternatives: None, probabilities: false }
+    }
+}
+
+impl SessionOptions {
+    /// How many of the likeliest tokens a prediction has to list.
+    fn n_top(&self) -> usize {
+        match (self.alternatives, self.probabilities) {
+            (Some(_), _) => N_CANDIDATES,
+            (None, true) => 2, // probabilities come with lists only
+            (None, false) => 1,
+        }
     }
 }
 
@@ -56,14 +69,30 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
     pub id: u32,
+    pub kind: TokenKind,
     /// The moment in the audio that the token speaks of: its position less padding and delay, on a grid of 80 ms.
     pub time_ms: u64,
     /// Text that became complete with this token; empty for parts of characters and special tokens (but an EOS ends
     /// an unfinished character with U+FFFD).
     pub text: String,
+    /// What the model gave this token, 0 to 1, where it was asked for.
+    pub probability: Option<f32>,
     /// Likely texts for this place, best (this token's) first; empty where they weren't asked for, the token is special,
     /// it is only part of a character, or no other text comes near.
     pub alternatives: Vec<Alternative>,
+}
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// Some bytes of text.
+    Text,
+    /// Nothing yet.
+    Blank,
+    /// A word, or a group of words, ended here; its text follows.
+    WordEnd,
+    /// EOS and everything else.
+    Control,
 }
 
 /// A text that the model thought likely.
@@ -142,6 +171,7 @@ pub struct Session<B: Backend> {
     delay: Delay,
     interval: usize,
     cutoff: Option<f32>,
+    n_top: usize,
     /// Samples from `samples_start` on: those not taken yet, and those that a restart would begin with.
     pub(super) samples: VecDeque<f32>,
     samples_start: u64,
@@ -171,6 +201,7 @@ impl<B: Backend> Session<B> {
             delay,
             interval: (interval as usize).clamp(1, MAX_SLICE),
             cutoff: options.alternatives,
+            n_top: options.n_top(),
             samples: VecDeque::new(),
             samples_start: 0,
             n_pushed: 0,
@@ -305,7 +336,7 @@ impl<B: Backend> Session<B> {
         }
         let segment = &mut self.segment;
         segment.n_decoded += n;
-        let n_top = if self.cutoff.is_some() { N_CANDIDATES } else { 1 };
+        let n_top = self.n_top;
         let predictions = Vec::with_capacity(1);
         Some(Span { stream: &mut segment.stream, inputs: &segment.inputs, predict_from: n - 1, n_top, predictions })
     }
@@ -326,7 +357,15 @@ impl<B: Backend> Session<B> {
             None if id == tokenizer.special.eos => (self.text.finish(), Vec::new()),
             None => (String::new(), Vec::new()),
         };
-        self.events.push_back(Event::Token(Token { id, time_ms: to_ms(moment), text, alternatives }));
+        let kind = match id {
+            _ if tokenizer.is_text(id) => TokenKind::Text,
+            _ if id == tokenizer.special.streaming_pad => TokenKind::Blank,
+            _ if id == tokenizer.special.streaming_word => TokenKind::WordEnd,
+            _ => TokenKind::Control,
+        };
+        let probability = prediction.top.first().map(|&(_, probability)| probability);
+        let token = Token { id, kind, time_ms: to_ms(moment), text, probability, alternatives };
+        self.events.push_back(Event::Token(token));
         self.segment.n_generated += 1;
         self.segment.inputs.clear();
         self.segment.inputs.push(id);

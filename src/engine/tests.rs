@@ -78,7 +78,7 @@ fn drain(session: &mut Session<Fake>, tokens: &mut Vec<u32>, text: &mut String) 
 
 fn options(interval_ms: u64, delay_ms: u32) -> SessionOptions {
     let delay = Some(Delay::from_ms(f64::from(delay_ms)).unwrap());
-    SessionOptions { delay, interval: Duration::from_millis(interval_ms), alternatives: None }
+    SessionOptions { delay, interval: Duration::from_millis(interval_ms), ..SessionOptions::default() }
 }
 
 fn transcribe(engine: &mut Engine<Fake>, samples: &[f32], options: &SessionOptions) -> (Vec<u32>, String) {
@@ -272,6 +272,38 @@ fn bad_samples_are_refused_and_those_before_are_heard() {
     assert_eq!(session.n_samples(), 12);
     session.finish();
     assert!(session.push(&[0.0]).is_err());
+}
+
+#[test]
+fn probabilities_come_where_asked_for_and_change_nothing() {
+    let mut engine = engine(40);
+    let samples = noise(64_000, 3);
+    let plain = transcribe(&mut engine, &samples, &SessionOptions::default());
+    for (probabilities, expected) in [(false, None), (true, Some(0.5))] {
+        let mut session = engine.open(&SessionOptions { probabilities, ..SessionOptions::default() }).unwrap();
+        session.push(&samples).unwrap();
+        session.finish();
+        engine.advance(&mut [&mut session]).unwrap();
+        let events = std::iter::from_fn(|| session.next_event());
+        let tokens = events.filter_map(|event| match event {
+            Event::Token(token) => Some(token),
+            _ => None,
+        });
+        let mut ids = Vec::new();
+        for token in tokens {
+            assert_eq!(token.probability, expected);
+            assert!(token.alternatives.is_empty());
+            let kind = match token.id {
+                32 => TokenKind::Blank,
+                33 => TokenKind::WordEnd,
+                1000.. => TokenKind::Text,
+                _ => TokenKind::Control,
+            };
+            assert_eq!(token.kind, kind);
+            ids.push(token.id);
+        }
+        assert_eq!(ids, plain.0);
+    }
 }
 
 #[test]

@@ -73,12 +73,13 @@ impl<W: Write> TranscriptWriter<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Alternative;
+    use crate::engine::{Alternative, TokenKind};
 
     fn token(id: u32, text: &str, others: &[&str]) -> Event {
         let all = std::iter::once(text).chain(others.iter().copied()).filter(|_| !others.is_empty());
         let alternatives = all.map(|text| Alternative { id, text: text.into(), probability: 0.5 }).collect();
-        Event::Token(Token { id, time_ms: 0, text: text.into(), alternatives })
+        let kind = if text.is_empty() { TokenKind::Blank } else { TokenKind::Text };
+        Event::Token(Token { id, kind, time_ms: 0, text: text.into(), probability: None, alternatives })
     }
 
     fn written(style: Style, events: &[Event]) -> String {
