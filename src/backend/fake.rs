@@ -11,12 +11,15 @@ use crate::Result;
 use crate::model::params::FRAMES_PER_TOKEN;
 use crate::model::{Delay, Weights};
 
-/// The stand-in; `eos_in` is the chance of EOS, one in so many predictions.
+/// The stand-in; `eos_in` is the chance of EOS, one in so many predictions, and `lost_at` are the calls that
+/// lose all their streams.
 pub(crate) struct Fake {
     pub n_mels: usize,
     pub eos_in: u64,
-    /// Calls of `decode` so far.
+    pub lost_at: Vec<u64>,
+    /// Calls of `decode` so far, and of `encode` and `decode`.
     pub n_passes: usize,
+    pub n_calls: u64,
 }
 
 pub(crate) struct FakeStream {
@@ -24,6 +27,7 @@ pub(crate) struct FakeStream {
     /// Hash of everything up to each position.
     states: Vec<u64>,
     delay: Delay,
+    lost: bool,
 }
 
 fn hash(value: impl Hash) -> u64 {
@@ -36,15 +40,20 @@ impl Backend for Fake {
     type Stream = FakeStream;
 
     fn load(weights: &Weights, _: &BackendOptions) -> Result<Self> {
-        Ok(Self { n_mels: weights.params.n_mels, eos_in: 50, n_passes: 0 })
+        Ok(Self { n_mels: weights.params.n_mels, eos_in: 50, lost_at: Vec::new(), n_passes: 0, n_calls: 0 })
     }
 
     fn open(&mut self, delay: Delay) -> Result<FakeStream> {
-        Ok(FakeStream { embeddings: Vec::new(), states: Vec::new(), delay })
+        Ok(FakeStream { embeddings: Vec::new(), states: Vec::new(), delay, lost: false })
     }
 
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, FakeStream>]) -> Result<()> {
+        self.n_calls += 1;
         for chunk in batch {
+            chunk.stream.lost |= self.loses();
+            if chunk.stream.lost {
+                continue;
+            }
             let (tokens, rest) = (chunk.log_mel.chunks_exact(FRAMES_PER_TOKEN * self.n_mels), chunk.log_mel.len());
             assert_eq!(rest % (FRAMES_PER_TOKEN * self.n_mels), 0, "whole tokens");
             for frames in tokens {
@@ -58,9 +67,14 @@ impl Backend for Fake {
 
     fn decode(&mut self, batch: &mut [Span<'_, FakeStream>]) -> Result<()> {
         self.n_passes += 1;
+        self.n_calls += 1;
         for span in batch {
             let stream = &mut *span.stream;
             span.predictions.clear();
+            stream.lost |= self.loses();
+            if stream.lost {
+                continue;
+            }
             for (i, &id) in span.inputs.iter().enumerate() {
                 let position = stream.states.len();
                 let state = hash((stream.states.last(), stream.embeddings[position], id, stream.delay.tokens()));
@@ -77,6 +91,10 @@ impl Backend for Fake {
         stream.states.truncate(position as usize);
     }
 
+    fn is_lost(&self, stream: &FakeStream) -> bool {
+        stream.lost
+    }
+
     fn decoder_bytes(&self) -> u64 {
         0
     }
@@ -85,6 +103,10 @@ impl Backend for Fake {
 }
 
 impl Fake {
+    fn loses(&self) -> bool {
+        self.lost_at.contains(&self.n_calls)
+    }
+
     fn predict(&self, state: u64, n_top: usize) -> Prediction {
         let id = |state: u64| match state % 10 {
             _ if (state >> 8).is_multiple_of(self.eos_in) => 2,

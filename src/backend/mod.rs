@@ -9,6 +9,10 @@ pub mod cpu;
 pub mod cuda;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod handover;
+mod state;
+
+pub use state::{Export, Import, KvState, StreamState};
 
 use std::ops::Range;
 
@@ -74,6 +78,9 @@ pub const MAX_REWIND: usize = 64;
 pub type TraceSink = Box<dyn FnMut(&'static str, usize, &[f32], usize) + Send>;
 
 /// A device that runs the network.
+///
+/// A call that fails before the device has begun with it (no memory, a refused launch) leaves the streams as they were, so
+/// that they can go on elsewhere: see [`handover`].
 pub trait Backend: Sized + Send {
     /// All device state of one stream: convolution tails, encoder and decoder KV rings, embeddings not yet decoded.
     type Stream: Send;
@@ -94,6 +101,12 @@ pub trait Backend: Sized + Send {
 
     /// Forgets the positions from `position` on: at most [`MAX_REWIND`], all of the stream's last span.
     fn rewind(&mut self, stream: &mut Self::Stream, position: u64);
+
+    /// Whether the stream's state went with a device that failed. Calls succeed for such a stream without doing anything;
+    /// its audio has to be fed to a new one.
+    fn is_lost(&self, _: &Self::Stream) -> bool {
+        false
+    }
 
     /// Bytes of weights that one decoder pass reads.
     fn decoder_bytes(&self) -> u64;

@@ -135,8 +135,23 @@ impl<B: Backend> Engine<B> {
     /// As for [`advance`](Self::advance).
     pub fn step(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
         let encoded = self.encode(sessions)?;
+        self.recover(sessions)?;
         let decoded = self.decode(sessions)?;
+        self.recover(sessions)?;
         Ok(encoded || decoded)
+    }
+
+    /// Gives those sessions a new stream whose own was lost with its device.
+    fn recover(&mut self, sessions: &mut [&mut Session<B>]) -> Result<()> {
+        for session in sessions.iter_mut().filter(|s| !s.is_ended()) {
+            if !self.backend.is_lost(session.stream()) {
+                continue;
+            }
+            let (start, said) = session.replay_point();
+            let stream = self.backend.open(session.delay())?;
+            session.replay(Segment::new(&self.shared, stream, start, session.delay(), &said));
+        }
+        Ok(())
     }
 
     /// One encoder call with the frames that are due; whether there were any.
@@ -201,6 +216,6 @@ impl<B: Backend> Engine<B> {
 
     /// A clean state for the audio from sample `start` on.
     fn segment(&mut self, start: u64, delay: Delay) -> Result<Segment<B::Stream>> {
-        Ok(Segment::new(&self.shared, self.backend.open(delay)?, start, delay))
+        Ok(Segment::new(&self.shared, self.backend.open(delay)?, start, delay, &[]))
     }
 }

@@ -19,6 +19,9 @@ use crate::{Error, Result};
 const RIGHT_PAD: usize = 11;
 /// Longest stretch of audio that is taken in before its tokens are decoded, whatever the interval.
 const MAX_SLICE: usize = 60 * SAMPLE_RATE as usize;
+/// Tokens whose audio is kept so that a stream that was lost with its device can be fed again: 15 s, which is what the
+/// encoder looks back on.
+pub(super) const REPLAY: usize = 188;
 /// Candidates looked at to find alternatives among them that are text.
 const N_CANDIDATES: usize = 16;
 /// Alternatives listed, the chosen token included.
@@ -127,13 +130,17 @@ pub(super) struct Segment<S> {
     n_encoded: usize,
     n_decoded: usize,
     n_generated: u64,
+    /// The last of them, at most [`REPLAY`].
+    recent: VecDeque<u32>,
 }
 
 impl<S> Segment<S> {
-    pub fn new(shared: &Shared, stream: S, start: u64, delay: Delay) -> Self {
+    /// A segment from sample `start` on, whose first tokens are `said` already.
+    pub fn new(shared: &Shared, stream: S, start: u64, delay: Delay, said: &[u32]) -> Self {
         let Tokenizer { special, left_pad, .. } = shared.tokenizer;
         let mut inputs = vec![special.bos];
         inputs.resize(1 + left_pad + delay.tokens(), special.streaming_pad);
+        inputs.extend(said);
         Self {
             stream,
             mel: MelStream::new(shared.filters.clone(), left_pad * SAMPLES_PER_TOKEN),
@@ -144,7 +151,8 @@ impl<S> Segment<S> {
             inputs,
             n_encoded: 0,
             n_decoded: 0,
-            n_generated: 0,
+            n_generated: said.len() as u64,
+            recent: said.iter().copied().collect(),
         }
     }
 
@@ -162,6 +170,11 @@ impl<S> Segment<S> {
     fn next_moment(&self) -> u64 {
         self.start + (self.n_generated + 1) * SAMPLES_PER_TOKEN as u64
     }
+
+    /// Index in the session of the sample that a replay begins with.
+    fn replay_start(&self) -> u64 {
+        self.start + (self.n_generated - self.recent.len() as u64) * SAMPLES_PER_TOKEN as u64
+    }
 }
 
 /// One stream being transcribed.
@@ -172,7 +185,7 @@ pub struct Session<B: Backend> {
     interval: usize,
     cutoff: Option<f32>,
     n_top: usize,
-    /// Samples from `samples_start` on: those not taken yet, and those that a restart would begin with.
+    /// Samples from `samples_start` on: those not taken yet, and those that a restart or a replay would begin with.
     pub(super) samples: VecDeque<f32>,
     samples_start: u64,
     n_pushed: u64,
@@ -312,9 +325,9 @@ impl<B: Backend> Session<B> {
         }
     }
 
-    /// Drops samples that neither the segment nor a restart can need any more.
+    /// Drops samples that neither the segment nor a restart or a replay can need any more.
     fn forget(&mut self) {
-        let keep_from = self.segment.next_moment().min(self.segment.fed_to());
+        let keep_from = self.segment.replay_start().min(self.segment.fed_to());
         if keep_from > self.samples_start {
             self.samples.drain(..(keep_from - self.samples_start) as usize);
             self.samples_start = keep_from;
@@ -367,6 +380,10 @@ impl<B: Backend> Session<B> {
         let token = Token { id, kind, time_ms: to_ms(moment), text, probability, alternatives };
         self.events.push_back(Event::Token(token));
         self.segment.n_generated += 1;
+        if self.segment.recent.len() == REPLAY {
+            self.segment.recent.pop_front();
+        }
+        self.segment.recent.push_back(id);
         self.segment.inputs.clear();
         self.segment.inputs.push(id);
         if id != tokenizer.special.eos {
@@ -384,6 +401,23 @@ impl<B: Backend> Session<B> {
         self.flush_to = self.flush_to.max(self.segment.fed_to());
         self.events.push_back(Event::Restart { time_ms: to_ms(segment.start) });
         self.segment = segment;
+    }
+
+    /// Where the session goes on after its stream was lost: the sample to feed a new one from, and the tokens said since.
+    pub(super) fn replay_point(&self) -> (u64, Vec<u32>) {
+        (self.segment.replay_start(), self.segment.recent.iter().copied().collect())
+    }
+
+    /// Goes on with a segment that begins at the [`replay_point`](Self::replay_point). What has been said stays said: the
+    /// new stream is fed the same tokens.
+    pub(super) fn replay(&mut self, segment: Segment<B::Stream>) {
+        self.flush_to = self.flush_to.max(self.segment.fed_to());
+        self.segment = segment;
+    }
+
+    /// The stream being worked on.
+    pub(super) fn stream(&self) -> &B::Stream {
+        &self.segment.stream
     }
 
     fn end(&mut self) {

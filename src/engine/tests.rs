@@ -15,7 +15,11 @@ const EOS: u32 = 2;
 fn engine(eos_in: u64) -> Engine<Fake> {
     let tokenizer = Tokenizer::parse(include_bytes!("../../samples/tiny-model/tekken.json"), 2816).unwrap();
     let params = Params::parse(include_bytes!("../../samples/tiny-model/params.json")).unwrap();
-    Engine::new(Fake { n_mels: params.n_mels, eos_in, n_passes: 0 }, tokenizer, &params)
+    Engine::new(
+        Fake { n_mels: params.n_mels, eos_in, lost_at: Vec::new(), n_passes: 0, n_calls: 0 },
+        tokenizer,
+        &params,
+    )
 }
 
 fn noise(n: usize, seed: u32) -> Vec<f32> {
@@ -103,11 +107,13 @@ proptest! {
         interval_ms in prop::sample::select(vec![1u64, 80, 130, 500, 2000, 10_000]),
         pushes in prop::collection::vec((1usize..20_000, any::<bool>(), any::<bool>()), 1..20),
         eos_in in prop::sample::select(vec![3u64, 40, u64::MAX]),
+        lost_at in prop::collection::vec(1u64..300, 0..4),
     ) {
         let mut engine = engine(eos_in);
         let samples = noise(n, seed);
         let options = options(interval_ms, delay_ms);
         let expected = definition(&mut engine, &samples, options.delay.unwrap());
+        (engine.backend.lost_at, engine.backend.n_calls) = (lost_at, 0);
 
         let mut session = engine.open(&options).unwrap();
         let (mut tokens, mut text) = Default::default();
@@ -258,7 +264,11 @@ fn a_long_stream_keeps_little() {
         session.push(&noise(16_000, second)).unwrap();
         engine.advance(&mut [&mut session]).unwrap();
         while session.next_event().is_some() {}
-        assert!(session.samples.len() < 48_000, "{} samples kept", session.samples.len());
+        assert!(
+            session.samples.len() < 48_000 + session::REPLAY * SAMPLES_PER_TOKEN,
+            "{} samples kept",
+            session.samples.len()
+        );
     }
 }
 

@@ -1,6 +1,7 @@
 //! What several test programs and benchmarks share.
 #![allow(dead_code)]
 
+pub mod failing;
 pub mod synthetic;
 
 use std::path::{Path, PathBuf};

@@ -58,6 +58,17 @@ impl KvRing {
         }
     }
 
+    /// Appends one position's key and value to these vectors, in the order that [`append`](Self::append) takes.
+    pub fn read(&self, position: u64, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
+        let (block, lane) = self.slot(position);
+        let (width, hd) = (self.value_width(), self.head_dim);
+        for head in 0..self.n_kv_heads {
+            let block = head * self.n_blocks + block;
+            keys.extend((0..hd).map(|d| self.keys[(block * hd + d) * LANES + lane]));
+            values.extend_from_slice(&self.values[(block * LANES + lane) * width..][..hd]);
+        }
+    }
+
     fn slot(&self, position: u64) -> (usize, usize) {
         let lanes = LANES as u64;
         ((position / lanes % self.n_blocks as u64) as usize, (position % lanes) as usize)

@@ -22,7 +22,10 @@ use self::elementwise::{gelu, gelu_all};
 use self::matmul::{Product, multiply};
 use self::simd::Isa;
 use self::stack::{Segment, Stack};
-use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Span, TraceSink, passes, predict};
+use super::{
+    Backend, BackendOptions, EncodeChunk, Export, Import, KvState, MAX_REWIND, Span, StreamState, TraceSink, passes,
+    predict,
+};
 use crate::model::params::{DOWNSAMPLE, FRAMES_PER_TOKEN};
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};
@@ -145,6 +148,54 @@ impl Backend for Cpu {
 
     fn trace(&mut self, sink: Option<TraceSink>) {
         self.trace = sink;
+    }
+}
+
+impl Export for Cpu {
+    fn export(&mut self, stream: &CpuStream) -> Result<StreamState> {
+        let read = |rings: &[KvRing], end: u64, window: usize| {
+            let first = KvState::first_kept(end, window);
+            let layer = |ring: &KvRing| {
+                let (mut keys, mut values) = (Vec::new(), Vec::new());
+                (first..end).for_each(|position| ring.read(position, &mut keys, &mut values));
+                [keys, values]
+            };
+            KvState { first, layers: rings.iter().map(layer).collect() }
+        };
+        let p = &self.weights.params;
+        Ok(StreamState {
+            mel_tail: stream.mel_tail.clone(),
+            conv_tail: stream.conv_tail.clone(),
+            n_encoded_rows: stream.n_encoded_rows,
+            encoder: read(&stream.encoder, stream.n_encoded_rows, p.encoder.sliding_window),
+            position: stream.position,
+            decoder: read(&stream.decoder, stream.position, p.decoder.sliding_window),
+            embeddings: stream.embeddings.iter().flatten().copied().collect(),
+            first_embedding: stream.first_embedding,
+        })
+    }
+}
+
+impl Import for Cpu {
+    fn import(&mut self, delay: Delay, state: &StreamState) -> Result<CpuStream> {
+        let mut stream = self.open(delay)?;
+        let write = |rings: &mut [KvRing], kv: &KvState, kv_dim: usize| {
+            assert_eq!(rings.len(), kv.layers.len(), "layers");
+            for (ring, [keys, values]) in rings.iter_mut().zip(&kv.layers) {
+                let rows = keys.chunks_exact(kv_dim).zip(values.chunks_exact(kv_dim));
+                (kv.first..).zip(rows).for_each(|(position, (key, value))| ring.append(position, key, value));
+            }
+        };
+        let p = &self.weights.params;
+        write(&mut stream.encoder, &state.encoder, p.encoder.kv_dim());
+        write(&mut stream.decoder, &state.decoder, p.decoder.kv_dim());
+        stream.mel_tail.copy_from_slice(&state.mel_tail);
+        stream.conv_tail.copy_from_slice(&state.conv_tail);
+        stream.n_encoded_rows = state.n_encoded_rows;
+        stream.position = state.position;
+        stream.embeddings = state.embeddings.chunks_exact(p.decoder.dim).map(<[f32]>::to_vec).collect();
+        stream.first_embedding = state.first_embedding;
+        Ok(stream)
     }
 }
 
