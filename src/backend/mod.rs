@@ -28,17 +28,90 @@ pub struct BackendOptions {
 }
 
 /// How the CUDA backend is to be set up.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CudaOptions {
     /// Which GPU.
     pub ordinal: usize,
     /// Record the launches of a pass as a graph; never changes a result.
     pub graphs: bool,
+    /// What multiplies in the decoder.
+    pub products: Products,
+    /// Find the likeliest token where the logits are made, instead of writing them all and looking for it; never changes
+    /// a result.
+    pub logits_fused: bool,
+    /// Output matrix in 8 bits: less to read, and sometimes another token.
+    pub logits_int8: bool,
+    /// Several positions of a stream in one pass; never changes a result.
+    pub prefill: bool,
+    /// Most bytes of decoder weights to keep on the GPU, the others staying on the host; as many as fit when absent.
+    pub weight_cache_bytes: Option<u64>,
+    /// Bytes of the mapped weights to page-lock, so that copies need no detour.
+    pub host_register_bytes: u64,
+    /// Take memory from the driver's pool, in the order of the work.
+    pub mempool: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, graphs: true }
+        Self {
+            ordinal: 0,
+            graphs: true,
+            products: Products::Own,
+            logits_fused: true,
+            logits_int8: false,
+            prefill: true,
+            weight_cache_bytes: None,
+            host_register_bytes: 0,
+            mempool: true,
+        }
+    }
+}
+
+/// What multiplies matrices.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Products {
+    /// This project's kernels.
+    Own,
+    CublasLt(CublasLt),
+}
+
+/// How cuBLASLt is used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CublasLt {
+    /// Time the algorithms that it offers, instead of taking its first.
+    pub autotune: bool,
+    /// Most memory that an algorithm may ask for.
+    pub max_workspace_bytes: usize,
+    pub compute: LtCompute,
+}
+
+impl Default for CublasLt {
+    fn default() -> Self {
+        Self { autotune: true, max_workspace_bytes: 32 << 20, compute: LtCompute::default() }
+    }
+}
+
+/// How cuBLASLt computes, with sums in F32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LtCompute {
+    #[default]
+    F32,
+    FastBf16,
+    FastTf32,
+    FastF16,
+}
+
+impl LtCompute {
+    pub const ALL: [Self; 4] = [Self::F32, Self::FastBf16, Self::FastTf32, Self::FastF16];
+
+    /// As cuBLAS calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "32F",
+            Self::FastBf16 => "32F_FAST_16BF",
+            Self::FastTf32 => "32F_FAST_TF32",
+            Self::FastF16 => "32F_FAST_16F",
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The program: one engine, inputs one after the other, text to stdout as it is recognised.
 
 mod input;
+mod knobs;
 mod options;
 mod report;
 

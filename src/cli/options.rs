@@ -9,6 +9,8 @@ use voxtral::backend::{BackendOptions, CudaOptions};
 use voxtral::output::Style;
 use voxtral::{Delay, SessionOptions};
 
+use super::knobs;
+
 const AFTER_HELP: &str = "\
 Environment:
   VOX_MODEL          Model directory, where -d is not given
@@ -164,6 +166,7 @@ impl Options {
         if inputs.iter().filter(|input| **input == Input::Stdin).count() > 1 {
             return Err(usage("stdin can be read only once"));
         }
+        let (cuda, warnings) = knobs::read(&environment);
         Ok(Self {
             model: a.model,
             inputs,
@@ -173,7 +176,7 @@ impl Options {
             device: a.device.device,
             backend: BackendOptions {
                 threads: a.threads.map(usize::from),
-                cuda: cuda_options(a.device.ordinal, &environment),
+                cuda: CudaOptions { ordinal: a.device.ordinal, ..cuda },
             },
             verbosity: match (a.silent, a.debug) {
                 (true, _) => Verbosity::Silent,
@@ -181,35 +184,19 @@ impl Options {
                 _ => Verbosity::Normal,
             },
             monitor: a.monitor,
-            print_timings: environment("VOX_PRINT_TIMINGS").is_some_and(|value| is_on(&value)),
-            warnings: ALWAYS_ON
-                .iter()
-                .filter(|name| environment(name).is_some_and(|value| !is_on(&value)))
-                .map(|name| format!("{name} cannot be turned off: it is how the CUDA backend works"))
-                .collect(),
+            print_timings: environment("VOX_PRINT_TIMINGS").is_some_and(|value| knobs::is_on(&value)),
+            warnings,
         })
     }
 }
 
-/// Knobs that are read.
-const KNOBS: [&str; 5] =
-    ["VOX_MODEL", "VOX_PRINT_TIMINGS", "VOX_CUDA_FAST", "VOX_CUDA_GRAPHS", "VOX_DISABLE_CUDA_GRAPHS"];
-/// Knobs of the C implementation for what is always done here.
-const ALWAYS_ON: [&str; 3] = ["VOX_CUDA_PIPELINE_FULL", "VOX_CUDA_PREFETCH", "VOX_CUDA_LOGITS_FUSED"];
-/// Names that other programs of the project read.
-const OTHERS: [&str; 2] = ["VOX_CUDA_ARCH", "VOX_COMMIT"];
-
-fn cuda_options(ordinal: usize, environment: impl Fn(&str) -> Option<OsString>) -> CudaOptions {
-    let knob = |name| environment(name).map(|value| is_on(&value));
-    let fast = knob("VOX_CUDA_FAST").unwrap_or(true);
-    let graphs = knob("VOX_CUDA_GRAPHS").unwrap_or(fast) && !knob("VOX_DISABLE_CUDA_GRAPHS").unwrap_or(false);
-    CudaOptions { ordinal, graphs }
-}
+/// Knobs that are read here.
+const KNOBS: [&str; 2] = ["VOX_MODEL", "VOX_PRINT_TIMINGS"];
 
 /// A warning about a variable that looks like a knob but is none.
 fn unknown_knob(name: &str) -> Option<String> {
-    let known = || KNOBS.iter().chain(&ALWAYS_ON).chain(&OTHERS);
-    if !name.starts_with("VOX_") || known().any(|k| k == &name) || name.starts_with("VOX_BENCH_") {
+    let known = || KNOBS.into_iter().chain(knobs::names());
+    if !name.starts_with("VOX_") || known().any(|k| k == name) || name.starts_with("VOX_BENCH_") {
         return None;
     }
     let nearest = known().min_by_key(|k| distance(k, name)).filter(|k| distance(k, name) <= name.len() / 3);
@@ -242,11 +229,6 @@ fn device(text: &str) -> Result<DeviceArgument, String> {
             None => Err("expected auto, cpu, cuda or cuda:N".into()),
         },
     }
-}
-
-/// Knobs are off when empty or starting with `0`, as in the C implementation.
-fn is_on(value: &OsString) -> bool {
-    !matches!(value.as_encoded_bytes(), [] | [b'0', ..])
 }
 
 fn number(text: &str) -> Result<f64, String> {
@@ -319,16 +301,6 @@ mod tests {
     }
 
     #[test]
-    fn graphs_are_on_unless_turned_off() {
-        let graphs = |environment: &[_]| parse("-d m a", environment).unwrap().backend.cuda.graphs;
-        assert!(graphs(&[]));
-        assert!(!graphs(&[("VOX_CUDA_FAST", "0")]));
-        assert!(graphs(&[("VOX_CUDA_FAST", "0"), ("VOX_CUDA_GRAPHS", "1")]));
-        assert!(!graphs(&[("VOX_CUDA_GRAPHS", "0")]));
-        assert!(!graphs(&[("VOX_DISABLE_CUDA_GRAPHS", "1")]));
-    }
-
-    #[test]
     fn odd_knobs_are_warned_about() {
         assert_eq!(unknown_knob("VOX_CUDA_GRAPHS"), None);
         assert_eq!(unknown_knob("PATH"), None);
@@ -369,13 +341,13 @@ mod tests {
                 assert!(readme.contains(&format!("--{long}")), "--{long} is not in the README");
             }
         }
-        let here = include_str!("options.rs").split("#[cfg(test)]").next().unwrap();
-        for (i, _) in here.match_indices("\"VOX_") {
-            let name = here[i + 1..].split('"').next().unwrap();
-            assert!(
-                readme.contains(&format!("`{name}`")) || ["VOX_", "VOX_COMMIT", "VOX_BENCH_"].contains(&name),
-                "{name} is not in the README"
-            );
+        for source in [include_str!("options.rs"), include_str!("knobs.rs")] {
+            let source = source.split("#[cfg(test)]").next().unwrap();
+            for (i, _) in source.match_indices("\"VOX_") {
+                let name = source[i + 1..].split('"').next().unwrap();
+                let known = readme.contains(&format!("`{name}`"));
+                assert!(known || ["VOX_", "VOX_COMMIT", "VOX_BENCH_"].contains(&name), "{name} is not in the README");
+            }
         }
     }
 
