@@ -35,11 +35,12 @@ fn commit() {
 }
 
 fn find_nvcc() -> Option<PathBuf> {
-    let from = |name, below: &str| env::var_os(name).map(|dir| PathBuf::from(dir).join(below));
-    let local = Path::new(&env::var_os("CARGO_MANIFEST_DIR")?).join(".cuda/nvidia/cu13/bin/nvcc");
+    let nvcc = format!("nvcc{}", env::consts::EXE_SUFFIX);
+    let of = |name| env::var_os(name).map(|dir| Path::new(&dir).join("bin").join(&nvcc));
+    let local = Path::new(&env::var_os("CARGO_MANIFEST_DIR")?).join(".cuda/nvidia/cu13/bin").join(&nvcc);
     let on_path = env::var_os("PATH").into_iter().flat_map(|path| env::split_paths(&path).collect::<Vec<_>>());
-    let places = [env::var_os("NVCC").map(PathBuf::from), from("CUDA_HOME", "bin/nvcc"), from("CUDA_PATH", "bin/nvcc")];
-    let mut places = places.into_iter().flatten().chain(on_path.map(|dir| dir.join("nvcc"))).chain([local]);
+    let places = [env::var_os("NVCC").map(PathBuf::from), of("CUDA_HOME"), of("CUDA_PATH")];
+    let mut places = places.into_iter().flatten().chain(on_path.map(|dir| dir.join(&nvcc))).chain([local]);
     places.find(|path| path.is_file())
 }
 
