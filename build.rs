@@ -27,11 +27,18 @@ fn main() {
 }
 
 fn commit() {
-    println!("cargo::rerun-if-changed=.git/HEAD");
-    println!("cargo::rerun-if-changed=.git/refs/heads");
-    let output = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]).output();
-    let commit = output.ok().filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok());
-    println!("cargo::rustc-env=VOX_COMMIT={}", commit.as_deref().map_or("unknown commit", str::trim));
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+    };
+    for name in ["HEAD", "refs/heads"] {
+        // in a linked worktree they are elsewhere, and a path that is not there would mean a build each time
+        if let Some(path) = git(&["rev-parse", "--git-path", name]) {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
+    let commit = git(&["describe", "--always", "--dirty", "--abbrev=10"]);
+    println!("cargo::rustc-env=VOX_COMMIT={}", commit.as_deref().unwrap_or("unknown commit"));
 }
 
 fn find_nvcc() -> Option<PathBuf> {
@@ -62,6 +69,12 @@ fn compile_kernels() -> Result<(), String> {
         .filter(|path| path.extension().is_some_and(|e| e == "cu"))
         .collect();
     sources.sort();
+    let recipe = recipe(&nvcc, &targets)?;
+    let recipe_path = out.join("kernels.recipe");
+    if std::fs::read_to_string(&recipe_path).is_ok_and(|made_by| made_by == recipe) {
+        return Ok(());
+    }
+    let _ = std::fs::remove_file(&recipe_path); // what is there may be replaced in part
     let mut running = Vec::new();
     for source in sources {
         let name = source.file_stem().unwrap_or_default();
@@ -79,5 +92,21 @@ fn compile_kernels() -> Result<(), String> {
             return Err(format!("{} could not compile {}: {text}", nvcc.display(), source.display()));
         }
     }
-    Ok(())
+    std::fs::write(recipe_path, recipe).map_err(|e| e.to_string())
+}
+
+/// All that the compiled kernels depend on: a new commit alone does not compile them again.
+fn recipe(nvcc: &Path, targets: &[String]) -> Result<String, String> {
+    let version = Command::new(nvcc).arg("--version").output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    let mut recipe = format!("{}{targets:?}\n", String::from_utf8_lossy(&version.stdout));
+    let mut files: Vec<PathBuf> = std::fs::read_dir("kernels")
+        .map_err(|e| format!("kernels/: {e}"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    files.sort();
+    for file in files {
+        let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        recipe += &format!("{}\n{text}", file.display());
+    }
+    Ok(recipe)
 }
