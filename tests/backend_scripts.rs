@@ -1,0 +1,120 @@
+//! The scripts that compare backends, as far as a machine without a GPU goes: the CPU stands for it.
+#![cfg(unix)]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use support::{project, tiny_model};
+
+/// Runs a script on the shipped model and two seconds of speech; its status and what it said.
+fn run(script: &str, arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let audio = dir.path().join("speech.wav");
+    let spec = hound::WavSpec {
+        channels: 1,
+        sample_rate: 16_000,
+        bits_per_sample: 16,
+        sample_format: hound::SampleFormat::Int,
+    };
+    let mut wav = hound::WavWriter::create(&audio, spec).unwrap();
+    let samples = &support::recording("kal_computer")[..32_000];
+    samples.iter().for_each(|x| wav.write_sample((x * 32768.0) as i16).unwrap());
+    wav.finalize().unwrap();
+    let mut command = Command::new(project(&format!("scripts/{script}.sh")));
+    command.arg(tiny_model()).arg(&audio).args(arguments);
+    command.env("VOXTRAL", env!("CARGO_BIN_EXE_voxtral")).envs(environment.iter().copied());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+}
+
+/// A program that works like ours but drops a token where this argument is among its own.
+fn liar(dir: &Path, argument: &str) -> String {
+    let path = dir.join("liar");
+    let program = env!("CARGO_BIN_EXE_voxtral");
+    let text = format!(
+        "#!/bin/sh\ncase \" $* \" in *' {argument} '*) {program} \"$@\" | sed 's/ [0-9]*$//' ;; *) {program} \"$@\" ;; esac\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn the_benchmark_gives_a_table_and_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("table.json");
+    let environment =
+        [("VOX_BENCH_SKIP_CUDA", "1"), ("VOX_BENCH_RUNS", "1"), ("VOX_BENCH_JSON", json.to_str().unwrap())];
+    let (code, text) = run("benchmark_backends", &[], &environment);
+    assert_eq!(code, 0, "{text}");
+    let rows: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let row = &rows[0];
+    assert_eq!((row["name"].as_str(), row["token_mismatch"].as_f64()), (Some("cpu"), Some(0.0)), "{text}");
+    for number in ["load_ms", "encoder_ms", "decoder_ms", "prefill_ms", "ms_per_step", "wall_ms", "xrt", "gb_per_s"] {
+        assert!(row[number].as_f64().is_some_and(|x| x >= 0.0), "{number} in {row}");
+    }
+    assert!(row["xrt"].as_f64().unwrap() > 0.0 && text.contains("xRT"), "{text}");
+}
+
+#[test]
+fn the_benchmark_sees_other_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let liar = liar(dir.path(), "--device auto");
+    let environment = [("VOXTRAL", liar.as_str()), ("VOX_BENCH_RUNS", "1"), ("VOX_BENCH_DEVICE", "auto")];
+    let (code, text) = run("benchmark_backends", &[], &environment);
+    assert!(code == 1 && text.contains("tokens differ"), "{text}");
+}
+
+#[test]
+fn accuracy_is_judged_by_the_tolerance() {
+    let dir = tempfile::tempdir().unwrap();
+    let liar = liar(dir.path(), "--threads 1");
+    let cpu = ("VOX_BENCH_SKIP_CUDA", "1");
+    let (code, text) = run("accuracy_regression", &[], &[cpu]);
+    assert_eq!((code, text.matches("ok ").count()), (0, 2), "{text}");
+    let (code, text) = run("accuracy_regression", &[], &[cpu, ("VOXTRAL", &liar)]);
+    assert_eq!((code, text.matches("FAIL").count()), (1, 1), "{text}");
+    // the GPU played by the CPU: one token of 36 or so is missing
+    let dir = tempfile::tempdir().unwrap();
+    let liar = self::liar(dir.path(), "--device auto");
+    let gpu = [("VOXTRAL", liar.as_str()), ("VOX_BENCH_DEVICE", "auto")];
+    assert_eq!(run("accuracy_regression", &["0.05"], &gpu).0, 0);
+    assert_eq!(run("accuracy_regression", &["0.005"], &gpu).0, 1);
+    assert_eq!(run("accuracy_regression", &["2"], &[cpu]).0, 2);
+}
+
+#[test]
+fn streams_and_pieces_are_checked() {
+    let cpu = ("VOX_BENCH_DEVICE", "cpu");
+    let dir = tempfile::tempdir().unwrap();
+    for (script, liar_at) in [("validate_cuda_pipeline_compact", "--stdin"), ("validate_cuda", "-I 0.08")] {
+        let (code, text) = run(script, &[], &[cpu]);
+        assert_eq!(code, 0, "{script}: {text}");
+        let liar = liar(dir.path(), liar_at);
+        let (code, text) = run(script, &[], &[cpu, ("VOXTRAL", &liar)]);
+        assert!(code == 1 && text.contains("FAIL"), "{script}: {text}");
+    }
+    let (code, text) = run("stress_cuda_two_streams", &["3"], &[cpu]);
+    assert_eq!((code, text.matches("ok ").count()), (0, 5), "{text}");
+    assert_eq!(run("stress_cuda_two_streams", &["none"], &[cpu]).0, 2);
+}
+
+#[test]
+fn without_the_device_they_fail() {
+    // no machine has so many GPUs
+    let device = ("VOX_BENCH_DEVICE", "cuda:9999");
+    for script in [
+        "validate_cuda",
+        "validate_cuda_pipeline_compact",
+        "stress_cuda_two_streams",
+        "benchmark_backends",
+        "accuracy_regression",
+    ] {
+        let (code, text) = run(script, &[], &[device, ("VOX_BENCH_SKIP_CPU", "1")]);
+        assert!(code != 0 && !text.contains("all well"), "{script}: {text}");
+    }
+}
