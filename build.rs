@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Compute capabilities with machine code of their own; later ones compile the PTX of the first.
-const ARCHITECTURES: &str = "80,86,89,90,100,120";
+const ARCHITECTURES: &str = "80,86,89,90a,100,120";
 
 fn main() {
     commit();
@@ -57,6 +57,8 @@ fn compile_kernels() -> Result<(), String> {
     let architectures = if chosen.trim().is_empty() { ARCHITECTURES } else { chosen.trim() };
     let mut targets = Vec::new();
     for arch in architectures.split(',').map(|arch| arch.trim().trim_start_matches("sm_")) {
+        // Hopper's own instructions are in a target of their own, which every GPU of that capability runs
+        let arch = if arch == "90" { "90a" } else { arch };
         targets.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
     }
     let lowest = architectures.split(',').next().unwrap_or("80").trim().trim_start_matches("sm_").trim_end_matches('a');

@@ -122,7 +122,7 @@ struct Row {
     uint32_t position;
     uint32_t n_slots;
     uint32_t token;
-    uint32_t unused;
+    uint32_t head_row;       // where it is among the rows whose predictions are asked for, or 255
 };
 
 // One run of consecutive rows of one stream in an encoder pass.

@@ -138,12 +138,36 @@ fn checkpoint(preset: &Preset) -> (tempfile::TempDir, Model) {
     (dir, model)
 }
 
+/// A small model; the decoder's heads have the width that the kernel is made for.
+fn small() -> Preset {
+    let mut preset = Preset::tiny();
+    preset.decoder.head_dim = 128;
+    preset
+}
+
 /// Widths that are no multiples of anything, grouped heads, windows shorter than the audio.
 fn awkward() -> Preset {
     Preset {
         encoder: Dims { dim: 72, n_layers: 2, head_dim: 64, hidden_dim: 200, n_heads: 3, n_kv_heads: 3, window: 70 },
-        decoder: Dims { dim: 136, n_layers: 2, head_dim: 48, hidden_dim: 264, n_heads: 6, n_kv_heads: 2, window: 131 },
+        decoder: Dims { dim: 142, n_layers: 2, head_dim: 128, hidden_dim: 266, n_heads: 6, n_kv_heads: 2, window: 131 },
         vocab_size: 1501,
+        ..Preset::tiny()
+    }
+}
+
+/// As many heads as may share a key head, in more layers.
+fn shared_heads() -> Preset {
+    Preset {
+        decoder: Dims {
+            dim: 1040,
+            n_layers: 5,
+            head_dim: 128,
+            hidden_dim: 1300,
+            n_heads: 16,
+            n_kv_heads: 1,
+            window: 300,
+        },
+        vocab_size: 3003,
         ..Preset::tiny()
     }
 }
@@ -151,7 +175,7 @@ fn awkward() -> Preset {
 #[test]
 fn activations_are_those_of_the_cpu() {
     let recording = support::recording("kal_computer");
-    let checkpoints = [checkpoint(&Preset::tiny()), checkpoint(&awkward())];
+    let checkpoints = [small(), awkward(), shared_heads()].map(|preset| checkpoint(&preset));
     for model in checkpoints.iter().map(|(_, model)| model).chain([&tiny()]) {
         let mel = log_mel(model, &recording, Delay::DEFAULT);
         let n_positions = mel.len() / model.params.n_mels / 8;
@@ -317,7 +341,7 @@ fn company_changes_no_bit() {
 #[test]
 fn rewinding_and_growing_rings_lose_nothing() {
     // a window longer than a fresh ring, so that it grows more than once and then wraps around
-    let mut preset = Preset::tiny();
+    let mut preset = small();
     preset.decoder.window = 1100;
     let (_dir, model) = checkpoint(&preset);
     let mut cuda = cuda(&model, true);

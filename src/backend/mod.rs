@@ -32,7 +32,7 @@ pub struct BackendOptions {
 pub struct CudaOptions {
     /// Which GPU.
     pub ordinal: usize,
-    /// Record the launches of a pass as a graph; never changes a result.
+    /// Record the launches of an encoder pass as a graph, and make one launch of a decoder pass; never changes a result.
     pub graphs: bool,
     /// What multiplies in the decoder.
     pub products: Products,

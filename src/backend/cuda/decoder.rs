@@ -1,177 +1,240 @@
-//! The decoder: spans of positions of any number of streams, in passes of up to [`PASS_ROWS`] rows.
-//!
-//! Launches depend on how many rows there are and how far back the longest looks, both rounded up, and are recorded as one
-//! graph for each such shape; tokens, positions and addresses are read from a table on the device.
+//! The decoder: spans of positions of any number of streams, in passes of up to [`PASS_ROWS`] rows, each of them one launch of
+//! a kernel that goes through all layers (`kernels/decoder.cu`). Tokens, positions and addresses are read from a table on
+//! the device.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::f16;
+
 use super::Tracer;
-use super::device::{Buffer, Device, Graph, Pinned, bytes_of, bytes_of_mut};
-use super::launch::{CHUNK, DecoderAttention, Embed, Epilogue, Gemm, Kernels, RmsNorm, RopeAngles, Row};
+use super::device::{Address, Buffer, Device, Pinned, bytes_of, bytes_of_mut};
+use super::launch::{Kernels, NO_ROW, Row};
+use super::pass::{self, Group, HEAD_DIM, MAX_LAYERS, MAX_ROWS, Pass, PassKernels, PassLayer, Phases, SPLITS};
 use super::stream::CudaStream;
-use super::weights::{Layer, Loader, Matrix, padded};
+use super::weights::{Loader, padded};
 use crate::backend::{MAX_REWIND, Prediction, Span, passes, predict};
 use crate::model::Weights;
-use crate::model::params::Params;
+use crate::model::params::{Params, TransformerParams};
+use crate::model::weights::LayerWeights;
 use crate::{Error, Result};
 
 /// Positions of one pass.
 pub const PASS_ROWS: usize = MAX_REWIND;
-/// Row counts that passes are rounded up to.
-const ROW_STEPS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64];
-/// Shapes remembered.
-const MAX_GRAPHS: usize = 64;
+const _: () = assert!(PASS_ROWS <= MAX_ROWS);
 
 pub struct Decoder {
     params: Params,
-    /// Token embeddings and output matrix.
-    tok_embeddings: Matrix,
+    kernels: PassKernels,
     layers: Vec<Layer>,
+    /// Token embeddings and output matrix.
+    head: Buffer,
     norm: Buffer,
     frequencies: Buffer,
     scratch: Scratch,
-    graphs: HashMap<Shape, Graph>,
-    use_graphs: bool,
+    /// Whether all phases of a pass are one launch.
+    whole_passes: bool,
     /// `[PASS_ROWS, vocab]`, allocated when alternatives are asked for.
     logits: Option<Buffer>,
 }
 
-/// What launches depend on.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Shape {
-    n_rows: usize,
-    /// Rows whose predictions are asked for.
-    n_wanted: usize,
-    /// Chunks of keys that the farthest-looking row sees.
-    n_chunks: usize,
+/// Where the matrices of a layer lie in one block of memory.
+#[derive(Clone, Copy)]
+struct LayerLayout {
+    wo: usize,
+    w13: usize,
+    w2: usize,
+    n_bytes: usize,
+}
+
+struct Layer {
+    attention_norm: Buffer,
+    ffn_norm: Buffer,
+    matrices: Buffer,
 }
 
 /// Memory for one pass.
 struct Scratch {
-    /// Rows, then indices of those whose predictions are asked for.
+    /// What changes from pass to pass: shape, groups, rows.
     host: Pinned<u8>,
     input: Buffer,
     best_host: Pinned<u64>,
     best: Buffer,
-    x: Buffer,
-    h: Buffer,
-    qkv: Buffer,
+    residual: Buffer,
+    squares: Buffer,
+    rope: Buffer,
+    normed: Buffer,
+    query: Buffer,
     attended: Buffer,
-    hidden: Buffer,
-    angles: Buffer,
-    partials: Buffer,
+    activated: Buffer,
+    slices: Buffer,
+    partial: Buffer,
+    partial_stats: Buffer,
+    counters: Buffer,
 }
 
-const INDEX_AT: usize = PASS_ROWS * size_of::<Row>();
-const INPUT_BYTES: usize = INDEX_AT + PASS_ROWS * 4;
+const GROUPS_AT: usize = 16;
+const ROWS_AT: usize = GROUPS_AT + MAX_ROWS * size_of::<Group>();
+const INPUT_BYTES: usize = ROWS_AT + MAX_ROWS * size_of::<Row>();
+
+/// Columns of a packed matrix.
+fn columns(k: usize) -> usize {
+    k.next_multiple_of(64)
+}
+
+/// Bytes of a packed matrix.
+fn matrix_bytes(n: usize, k: usize) -> usize {
+    n.next_multiple_of(16) * columns(k) * 2
+}
+
+impl LayerLayout {
+    fn new(p: &TransformerParams) -> Self {
+        let wo = matrix_bytes(p.q_dim() + 2 * p.kv_dim(), p.dim);
+        let w13 = wo + matrix_bytes(p.dim, p.q_dim());
+        let w2 = w13 + matrix_bytes(2 * p.hidden_dim.next_multiple_of(8), p.dim);
+        Self { wo, w13, w2, n_bytes: w2 + matrix_bytes(p.dim, p.hidden_dim) }
+    }
+
+    /// Packs a layer's matrices into zeros at `to`.
+    fn pack<'a>(&self, loader: &mut Loader<'a>, p: &TransformerParams, w: &'a LayerWeights, to: Address) -> Result<()> {
+        let (a, f) = (&w.attention, &w.feed_forward);
+        let (q, kv, k) = (p.q_dim(), p.kv_dim(), columns(p.dim));
+        let at = |offset: usize| to + offset as u64;
+        loader.pack_tiles(&a.wq, to, k, 0, -1)?;
+        loader.pack_tiles(&a.wk, to, k, q, -1)?;
+        loader.pack_tiles(&a.wv, to, k, q + kv, -1)?;
+        loader.pack_tiles(&a.wo, at(self.wo), columns(q), 0, -1)?;
+        loader.pack_tiles(&f.w1, at(self.w13), k, 0, 0)?;
+        loader.pack_tiles(&f.w3, at(self.w13), k, 0, 1)?;
+        loader.pack_tiles(&f.w2, at(self.w2), columns(p.hidden_dim), 0, -1)
+    }
+}
+
+impl Scratch {
+    fn new(device: &Arc<Device>, d: &TransformerParams) -> Result<Self> {
+        let f16 = |width: usize| device.alloc_zeros(MAX_ROWS * columns(width) * 2);
+        let tiles = d.dim.div_ceil(16);
+        let n_partials = MAX_ROWS * d.n_heads * pass::max_chunks(d);
+        Ok(Self {
+            host: Pinned::new(device, INPUT_BYTES)?,
+            input: device.alloc_zeros(INPUT_BYTES)?,
+            best_host: Pinned::new(device, MAX_ROWS)?,
+            best: device.alloc_zeros(MAX_ROWS * 8)?,
+            residual: device.alloc_zeros(MAX_ROWS * padded(d.dim) * 4)?,
+            squares: device.alloc_zeros(2 * MAX_ROWS * tiles * 4)?,
+            rope: device.alloc_zeros(MAX_ROWS * HEAD_DIM * 4)?,
+            normed: f16(d.dim)?,
+            query: f16(d.q_dim())?,
+            attended: f16(d.q_dim())?,
+            activated: f16(d.hidden_dim)?,
+            slices: device.alloc_zeros(SPLITS * tiles * MAX_ROWS * 16 * 4)?,
+            partial: device.alloc_zeros(n_partials * HEAD_DIM * 4)?,
+            partial_stats: device.alloc_zeros(n_partials * 8)?,
+            counters: device.alloc_zeros((4 + tiles) * 4)?,
+        })
+    }
+}
 
 impl Decoder {
     pub fn load<'a>(
         loader: &mut Loader<'a>,
         device: &Arc<Device>,
         weights: &'a Weights,
-        use_graphs: bool,
+        whole_passes: bool,
     ) -> Result<Self> {
         let p = weights.params;
         let d = p.decoder;
-        let f16 = |width: usize| device.alloc_zeros(PASS_ROWS * padded(width) * 2);
-        let max_chunks = d.sliding_window.div_ceil(CHUNK) + 1;
-        let scratch = Scratch {
-            host: Pinned::new(device, INPUT_BYTES)?,
-            input: device.alloc_zeros(INPUT_BYTES)?,
-            best_host: Pinned::new(device, PASS_ROWS)?,
-            best: device.alloc_zeros(PASS_ROWS * 8)?,
-            x: device.alloc_zeros(PASS_ROWS * padded(d.dim) * 4)?,
-            h: f16(d.dim)?,
-            qkv: f16(d.q_dim())?,
-            attended: f16(d.q_dim())?,
-            hidden: f16(d.hidden_dim)?,
-            angles: device.alloc_zeros(PASS_ROWS * d.head_dim * 4)?,
-            partials: device.alloc_zeros(PASS_ROWS * d.n_heads * max_chunks * (d.head_dim + 2) * 4)?,
-        };
+        pass::check(&d)?;
+        let head = device.alloc_zeros(matrix_bytes(p.vocab_size, d.dim))?;
+        loader.pack_tiles(&weights.tok_embeddings, head.address(), columns(d.dim), 0, -1)?;
+        let layout = LayerLayout::new(&d);
+        let mut layers = Vec::with_capacity(d.n_layers);
+        for w in &weights.decoder {
+            let matrices = device.alloc_zeros(layout.n_bytes)?;
+            layout.pack(loader, &d, w, matrices.address())?;
+            let (attention_norm, ffn_norm) = (loader.vector(&w.attention_norm)?, loader.vector(&w.ffn_norm)?);
+            layers.push(Layer { attention_norm, ffn_norm, matrices });
+        }
         Ok(Self {
             params: p,
-            layers: loader.layers(&d, &weights.decoder)?,
-            tok_embeddings: loader.merged(&[&weights.tok_embeddings])?,
+            kernels: PassKernels::new(device)?,
+            layers,
+            head,
             norm: loader.vector(&weights.norm)?,
             frequencies: super::frequencies(device, &d)?,
-            scratch,
-            graphs: HashMap::new(),
-            use_graphs,
+            scratch: Scratch::new(device, &d)?,
+            whole_passes,
             logits: None,
         })
     }
 
     /// Bytes of weights that one pass reads.
     pub fn n_bytes(&self) -> usize {
-        self.tok_embeddings.n_bytes() + self.layers.iter().map(Layer::n_bytes).sum::<usize>()
+        self.head.n_bytes() + self.layers.iter().map(|layer| layer.matrices.n_bytes()).sum::<usize>()
     }
 
+    /// Streams move on only when all is done: whatever fails before leaves them as they were.
     pub fn decode(&mut self, kernels: &Kernels, batch: &mut [Span<'_, CudaStream>], trace: &mut Tracer) -> Result<()> {
         for span in batch.iter_mut() {
-            span.stream.forget();
             assert!(span.inputs.len() <= span.stream.n_waiting(), "inputs without audio embeddings");
+            assert!(
+                span.inputs.iter().all(|&id| (id as usize) < self.params.vocab_size),
+                "token id outside the vocabulary"
+            );
             span.predictions.clear();
+            let end = span.stream.position + span.inputs.len() as u64;
+            span.stream.reserve(kernels.device(), &self.params.decoder, end, MAX_ROWS)?;
+        }
+        if batch.iter().any(|span| span.n_top > 1) || trace.is_on() {
+            self.reserve_logits(kernels.device())?;
         }
         for ranges in passes(batch.iter().map(|span| span.inputs.len()), PASS_ROWS) {
             let due = batch.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty());
-            self.pass(kernels, &mut due.collect::<Vec<_>>(), trace)?;
+            self.pass(kernels.device(), &mut due.collect::<Vec<_>>(), trace)?;
+        }
+        for span in batch {
+            // what a rewind within the span needs stays
+            span.stream.forget();
+            span.stream.position += span.inputs.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn reserve_logits(&mut self, device: &Arc<Device>) -> Result<()> {
+        if self.logits.is_none() {
+            self.logits = Some(device.alloc(MAX_ROWS * self.params.vocab_size * 4)?);
         }
         Ok(())
     }
 
     fn pass(
         &mut self,
-        kernels: &Kernels,
+        device: &Arc<Device>,
         pass: &mut [(&mut Span<'_, CudaStream>, Range<usize>)],
         trace: &mut Tracer,
     ) -> Result<()> {
-        let device = kernels.device();
-        let (rows, wanted) = self.rows(device, pass)?;
-        let step = |n: usize| ROW_STEPS.into_iter().find(|&step| step >= n).unwrap_or(PASS_ROWS);
-        let chunks = |row: &Row| {
-            let oldest = (row.position as usize + 1).saturating_sub(self.params.decoder.sliding_window);
-            row.position as usize / CHUNK - oldest / CHUNK + 1
-        };
-        let n_chunks = rows.iter().map(chunks).max().unwrap_or(1).next_power_of_two();
-        let n_chunks = n_chunks.min(self.params.decoder.sliding_window.div_ceil(CHUNK) + 1);
-        let n_wanted = if wanted.is_empty() { 0 } else { step(wanted.len()) };
-        let shape = Shape { n_rows: step(rows.len()), n_wanted, n_chunks };
-
-        let host = self.scratch.host.as_mut_slice();
-        host.fill(0);
-        host[..size_of_val(rows.as_slice())].copy_from_slice(bytes_of(&rows));
-        host[INDEX_AT..][..wanted.len() * 4].copy_from_slice(bytes_of(&wanted));
+        let vocab = self.params.vocab_size;
+        let (n_rows, n_wanted) = self.fill(pass);
+        let n_top = pass.iter().map(|(span, _)| span.n_top).max().unwrap_or(1);
+        let all_logits = n_top > 1 || trace.is_on();
         // SAFETY: both blocks have that size, and the host's is not written to before the pass is over.
         unsafe { device.upload(self.scratch.input.address(), self.scratch.host.as_slice())? };
+        self.launch(n_rows, n_wanted, all_logits, trace)?;
 
-        if self.use_graphs && !trace.is_on() {
-            if !self.graphs.contains_key(&shape) {
-                if self.graphs.len() >= MAX_GRAPHS {
-                    self.graphs.clear();
-                }
-                let graph = device.capture(|| self.launch(kernels, shape, trace))?;
-                self.graphs.insert(shape, graph);
-            }
-            self.graphs.get_mut(&shape).expect("just inserted").launch()?;
-        } else {
-            self.launch(kernels, shape, trace)?;
-        }
-
-        let n_top = pass.iter().map(|(span, _)| span.n_top).max().unwrap_or(1);
         let mut logits = Vec::new();
-        if !wanted.is_empty() && (n_top > 1 || trace.is_on()) {
-            logits = self.all_logits(kernels, wanted.len())?;
-            trace.values("logits", 0, &logits, self.params.vocab_size);
+        if all_logits && n_wanted > 0 {
+            logits = vec![0f32; n_wanted * vocab];
+            let from = self.logits.as_ref().expect("reserved").address();
+            // SAFETY: the buffer holds PASS_ROWS rows.
+            unsafe { device.download(bytes_of_mut(&mut logits), from)? };
+            trace.values("logits", 0, &logits, vocab);
         }
-        let best = &mut self.scratch.best_host.as_mut_slice()[..wanted.len()];
+        let best = &mut self.scratch.best_host.as_mut_slice()[..n_wanted];
         // SAFETY: the device's block is as large. This also waits for the pass.
         unsafe { device.download(bytes_of_mut(best), self.scratch.best.address())? };
 
         let mut best = best.iter();
-        let mut logits = logits.chunks_exact(self.params.vocab_size);
+        let mut logits = logits.chunks_exact(vocab);
         for (span, inputs) in pass {
             let from = span.predict_from.clamp(inputs.start, inputs.end);
             for &best in best.by_ref().take(inputs.end - from) {
@@ -186,169 +249,166 @@ impl Decoder {
         Ok(())
     }
 
-    /// The pass's rows, and the indices of those whose predictions are asked for. Moves the streams on.
-    fn rows(
-        &self,
-        device: &Arc<Device>,
-        pass: &mut [(&mut Span<'_, CudaStream>, Range<usize>)],
-    ) -> Result<(Vec<Row>, Vec<i32>)> {
-        let p = &self.params;
-        let row_bytes = padded(p.decoder.dim) * 4;
-        let (mut rows, mut wanted) = (Vec::with_capacity(PASS_ROWS), Vec::with_capacity(PASS_ROWS));
-        for (span, inputs) in pass.iter_mut() {
-            let stream = &mut *span.stream;
-            stream.reserve(device, &p.decoder, stream.position + inputs.len() as u64, PASS_ROWS)?;
+    /// Writes the pass's table into the host block; how many rows there are, and how many predictions are asked for.
+    fn fill(&mut self, pass: &[(&mut Span<'_, CudaStream>, Range<usize>)]) -> (usize, usize) {
+        let row_bytes = padded(self.params.decoder.dim) * 4;
+        let most = pass::group_rows(&self.params.decoder);
+        let (mut rows, mut groups) = (Vec::with_capacity(MAX_ROWS), Vec::with_capacity(MAX_ROWS));
+        let mut n_wanted = 0;
+        for (span, inputs) in pass {
+            let stream = &*span.stream;
+            for first in inputs.clone().step_by(most) {
+                groups.push(Group {
+                    first: (rows.len() + first - inputs.start) as i32,
+                    n: most.min(inputs.end - first) as i32,
+                });
+            }
             for i in inputs.clone() {
-                let token = span.inputs[i];
-                assert!((token as usize) < p.vocab_size, "token id outside the vocabulary");
-                if i >= span.predict_from {
-                    wanted.push(rows.len() as i32);
-                }
+                let position = stream.position + i as u64;
+                let wanted = i >= span.predict_from;
                 rows.push(Row {
-                    audio: stream.embedding(stream.position, row_bytes),
+                    audio: stream.embedding(position, row_bytes),
                     kv: stream.decoder_ring.address(),
                     ffn_scale: stream.ffn_scale.address(),
-                    position: stream.position as u32,
+                    position: position as u32,
                     n_slots: stream.n_slots as u32,
-                    token,
-                    unused: 0,
+                    token: span.inputs[i],
+                    head_row: if wanted { n_wanted } else { NO_ROW },
                 });
-                stream.position += 1;
+                n_wanted += u32::from(wanted);
             }
         }
-        Ok((rows, wanted))
+        let host = self.scratch.host.as_mut_slice();
+        let mut put = |at: usize, bytes: &[u8]| host[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, bytes_of(&[rows.len() as u32, groups.len() as u32, n_wanted]));
+        put(GROUPS_AT, bytes_of(&groups));
+        put(ROWS_AT, bytes_of(&rows));
+        (rows.len(), n_wanted as usize)
     }
 
-    fn product(&self, matrix: &Matrix, x: &Buffer, m: usize, out: &Buffer, epilogue: Epilogue) -> Gemm {
-        let d = &self.params.decoder;
-        Gemm {
-            weights: matrix.address(),
-            x: x.address(),
-            x_rows: 0,
-            bias: 0,
-            out: out.address(),
-            out_rows: 0,
-            rope: self.scratch.angles.address(),
-            rows: self.scratch.input.address(),
-            best: self.scratch.best.address(),
-            x_stride: matrix.k as i32,
-            out_stride: matrix.n as i32,
-            m: m as i32,
-            n: matrix.n as i32,
-            k: matrix.k as i32,
-            epilogue,
-            q_dim: d.q_dim() as i32,
-            kv_dim: d.kv_dim() as i32,
-            head_dim: d.head_dim as i32,
-            layer: 0,
+    fn parameters(&self, all_logits: bool) -> Pass {
+        let (d, s) = (&self.params.decoder, &self.scratch);
+        let layout = LayerLayout::new(d);
+        let input = s.input.address();
+        let mut layers = [PassLayer::default(); MAX_LAYERS];
+        for (to, layer) in layers.iter_mut().zip(&self.layers) {
+            let at = |offset: usize| layer.matrices.address() + offset as u64;
+            *to = PassLayer {
+                wqkv: at(0),
+                wo: at(layout.wo),
+                w13: at(layout.w13),
+                w2: at(layout.w2),
+                attention_norm: layer.attention_norm.address(),
+                ffn_norm: layer.ffn_norm.address(),
+            };
         }
-    }
-
-    fn launch(&self, kernels: &Kernels, shape: Shape, trace: &mut Tracer) -> Result<()> {
-        let (p, d, s) = (&self.params, &self.params.decoder, &self.scratch);
-        let dim = padded(d.dim);
-        let m = shape.n_rows;
-        let rows = s.input.address();
-        let norm = |weight: &Buffer| RmsNorm {
-            x: s.x.address(),
-            weight: weight.address(),
-            h: s.h.address(),
-            rows: 0,
-            index: 0,
-            layer: 0,
+        Pass {
             dim: d.dim as i32,
-            stride: dim as i32,
+            width: padded(d.dim) as i32,
+            n_heads: d.n_heads as i32,
+            n_kv_heads: d.n_kv_heads as i32,
+            hidden: d.hidden_dim as i32,
+            vocab: self.params.vocab_size as i32,
+            n_layers: d.n_layers as i32,
+            window: d.sliding_window as i32,
             eps: d.norm_eps,
-        };
-        // SAFETY: the scratch memory holds PASS_ROWS rows of every width used here, the rows' addresses are those of
-        // open streams whose rings hold their positions, and matrices have the sizes that the parameters say.
-        unsafe {
-            kernels.embed(
-                m,
-                &Embed {
-                    rows,
-                    tok_embeddings: self.tok_embeddings.address(),
-                    x: s.x.address(),
-                    best: s.best.address(),
-                    dim: d.dim as i32,
-                    stride: dim as i32,
-                },
-            )?;
-            kernels.rope_angles(
-                m,
-                &RopeAngles {
-                    positions: 0,
-                    rows,
-                    frequencies: self.frequencies.address(),
-                    angles: s.angles.address(),
-                    half: d.head_dim as i32 / 2,
-                },
-            )?;
-            for (i, layer) in self.layers.iter().enumerate() {
-                kernels.rms_norm(m, &norm(&layer.attention_norm))?;
-                kernels.split_gemm(&Gemm {
-                    layer: i as i32,
-                    out_stride: padded(d.q_dim()) as i32,
-                    ..self.product(&layer.qkv, &s.h, m, &s.qkv, Epilogue::QkvF16)
-                })?;
-                kernels.decoder_attention(
-                    m,
-                    &DecoderAttention {
-                        rows,
-                        q: s.qkv.address(),
-                        partials: s.partials.address(),
-                        out: s.attended.address(),
-                        q_stride: padded(d.q_dim()) as i32,
-                        n_heads: d.n_heads as i32,
-                        n_kv_heads: d.n_kv_heads as i32,
-                        head_dim: d.head_dim as i32,
-                        layer: i as i32,
-                        window: d.sliding_window as i32,
-                        n_chunks: shape.n_chunks as i32,
-                        scale: super::softmax_scale(d),
-                    },
-                )?;
-                kernels.split_gemm(&self.product(&layer.wo, &s.attended, m, &s.x, Epilogue::AddF32))?;
-                kernels.rms_norm(m, &RmsNorm { rows, layer: i as i32, ..norm(&layer.ffn_norm) })?;
-                kernels.split_gemm(&Gemm {
-                    out_stride: padded(d.hidden_dim) as i32,
-                    ..self.product(&layer.w13, &s.h, m, &s.hidden, Epilogue::SwigluF16)
-                })?;
-                kernels.split_gemm(&self.product(&layer.w2, &s.hidden, m, &s.x, Epilogue::AddF32))?;
-                trace.f32("decoder_layer", i, &s.x, m, dim, d.dim)?;
+            scale: super::softmax_scale(d),
+            max_chunks: pass::max_chunks(d) as i32,
+            stages: 0,
+            phase_begin: 0,
+            phase_end: 0,
+            final_norm: self.norm.address(),
+            head: self.head.address(),
+            frequencies: self.frequencies.address(),
+            shape: input,
+            groups: input + GROUPS_AT as u64,
+            rows: input + ROWS_AT as u64,
+            residual: s.residual.address(),
+            squares: s.squares.address(),
+            rope: s.rope.address(),
+            normed: s.normed.address(),
+            query: s.query.address(),
+            attended: s.attended.address(),
+            activated: s.activated.address(),
+            slices: s.slices.address(),
+            partial: s.partial.address(),
+            partial_stats: s.partial_stats.address(),
+            counters: s.counters.address(),
+            best: s.best.address(),
+            logits: self.logits.as_ref().filter(|_| all_logits).map_or(0, Buffer::address),
+            layers,
+        }
+    }
+
+    fn launch(&self, n_rows: usize, n_wanted: usize, all_logits: bool, trace: &mut Tracer) -> Result<()> {
+        let d = &self.params.decoder;
+        let pass = self.parameters(all_logits);
+        let phases = Phases { n_layers: d.n_layers };
+        let index = self.kernels.index(n_rows);
+        let head_index = self.kernels.index(n_wanted);
+        // SAFETY: the scratch memory holds MAX_ROWS rows of every width used here, the rows' addresses are those of open
+        // streams whose rings hold their positions, and matrices have the sizes that the parameters say.
+        let run = |index: usize, phases: Range<usize>| unsafe { self.kernels.launch(index, &pass, phases) };
+        if trace.is_on() {
+            run(index, phases.embed())?;
+            for layer in 0..d.n_layers {
+                run(index, phases.layer(layer))?;
+                trace.f32("decoder_layer", layer, &self.scratch.residual, n_rows, padded(d.dim), d.dim)?;
             }
-            if shape.n_wanted > 0 {
-                let index = rows + INDEX_AT as u64;
-                kernels.rms_norm(shape.n_wanted, &RmsNorm { index, ..norm(&self.norm) })?;
-                trace.f16("decoder_norm", 0, &s.h, shape.n_wanted, dim, d.dim)?;
-                kernels.split_gemm(&Gemm {
-                    n: p.vocab_size as i32,
-                    ..self.product(&self.tok_embeddings, &s.h, shape.n_wanted, &s.x, Epilogue::Top1)
-                })?;
+            if n_wanted > 0 {
+                self.trace_norm(n_wanted, trace)?;
+                run(head_index, phases.head())?;
+            }
+            return Ok(());
+        }
+        // few rows of the head, after many of the layers, are for the smaller kernel
+        let last = if n_wanted > 0 { phases.head().end } else { phases.head().start };
+        let first = if head_index == index { last } else { phases.head().start };
+        let ranges = [(index, 0..first), (head_index, first..last)];
+        for (index, range) in ranges.into_iter().filter(|(_, range)| !range.is_empty()) {
+            if self.whole_passes {
+                run(index, range)?;
+            } else {
+                range.into_iter().try_for_each(|phase| run(index, phase..phase + 1))?;
             }
         }
         Ok(())
     }
 
-    /// All logits of the last pass's wanted rows, `[n, vocab]`.
-    fn all_logits(&mut self, kernels: &Kernels, n: usize) -> Result<Vec<f32>> {
-        let device = kernels.device();
-        let (vocab, width) = (self.params.vocab_size, self.tok_embeddings.n);
-        if self.logits.is_none() {
-            self.logits = Some(device.alloc(PASS_ROWS * width * 4)?);
+    /// Traces the head's input. What the kernel keeps of it lacks a factor of each row.
+    fn trace_norm(&self, n: usize, trace: &mut Tracer) -> Result<()> {
+        let (d, device) = (&self.params.decoder, trace.device.clone());
+        let mut rows = vec![0u16; MAX_ROWS * columns(d.dim)];
+        // SAFETY: that is the buffer's size.
+        unsafe { device.download(bytes_of_mut(&mut rows), self.scratch.normed.address())? };
+        let tiles = d.dim.div_ceil(16);
+        let mut squares = vec![0f32; 2 * MAX_ROWS * tiles];
+        // SAFETY: as above.
+        unsafe { device.download(bytes_of_mut(&mut squares), self.scratch.squares.address())? };
+        let (input, mut values) = (self.scratch.host.as_slice(), Vec::new());
+        let inverse = |norm: usize, row: usize| {
+            let sum: f32 = squares[(norm % 2 * MAX_ROWS + row) * tiles..][..tiles].iter().sum();
+            1.0 / (sum / d.dim as f32 + d.norm_eps).sqrt()
+        };
+        let last = 2 * d.n_layers;
+        let head_row = |row: usize| {
+            let at = ROWS_AT + row * size_of::<Row>() + std::mem::offset_of!(Row, head_row);
+            u32::from_le_bytes(input[at..at + 4].try_into().expect("four bytes"))
+        };
+        for i in 0..n {
+            let origin = (0..MAX_ROWS).find(|&row| head_row(row) == i as u32).expect("a row of the head");
+            let factor = f32::from_bits(inverse(last - 1, origin).to_bits() & 0x7F80_0000);
+            let scale = inverse(last, i) / factor;
+            values.extend(
+                (0..d.dim).map(|k| f16::from_bits(rows[(k / 32 * MAX_ROWS + i) * 32 + k % 32]).to_f32() * scale),
+            );
         }
-        let out = self.logits.as_ref().expect("just allocated");
-        let mut logits = vec![0f32; n * width];
-        // SAFETY: `h` holds the normed rows of the last pass, and `out` PASS_ROWS rows of logits.
-        unsafe {
-            kernels.split_gemm(&self.product(&self.tok_embeddings, &self.scratch.h, n, out, Epilogue::StoreF32))?;
-            device.download(bytes_of_mut(&mut logits), out.address())?;
-        }
-        Ok(logits.chunks_exact(width).flat_map(|row| &row[..vocab]).copied().collect())
+        trace.values("decoder_norm", 0, &values, d.dim);
+        Ok(())
     }
 }
 
-/// The id in a row's sortable maximum; see `sortable` in `kernels/gemm.cu`.
+/// The id in a row's largest key; see `ranking_key` in `kernels/decoder.cuh`.
 fn top1(best: u64) -> Result<u32> {
     let bits = (best >> 32) as u32;
     let value = f32::from_bits(if bits >> 31 == 1 { bits & 0x7FFF_FFFF } else { !bits });

@@ -33,10 +33,33 @@ fn describe(e: DriverError) -> String {
     }
 }
 
+/// An attribute whose value is not set yet.
+fn flag(id: sys::CUlaunchAttributeID) -> sys::CUlaunchAttribute {
+    // SAFETY: an attribute of zeros is valid.
+    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = id;
+    attribute
+}
+
 /// A kernel and what each of its launches needs.
 pub struct Kernel {
     function: CudaFunction,
     name: &'static str,
+}
+
+impl Kernel {
+    /// Blocks of the clusters that the kernel was compiled for.
+    pub fn cluster_width(&self) -> Result<u32> {
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH;
+        let width = self.function.get_attribute(attribute).map_err(failed(self.name))?;
+        Ok(width.max(1) as u32)
+    }
+
+    /// Lets launches have so much dynamic shared memory.
+    pub fn allow_shared(&self, n_bytes: u32) -> Result<()> {
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        self.function.set_attribute(attribute, n_bytes as i32).map_err(failed(self.name))
+    }
 }
 
 /// An opened GPU.
@@ -46,6 +69,8 @@ pub struct Device {
     modules: Vec<Arc<CudaModule>>,
     pub name: String,
     pub n_multiprocessors: u32,
+    /// Shared memory that a block may ask for.
+    pub shared_bytes: u32,
     /// Whether a kernel may start before the one before it has ended.
     overlaps: bool,
 }
@@ -110,9 +135,13 @@ impl Device {
         let n = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(failed("cannot ask for the GPU's size"))?;
+        let shared = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+            .map_err(failed("cannot ask for the GPU's shared memory"))?;
         let capability = context.compute_capability().map_err(failed("cannot ask for the GPU's capability"))?;
         let overlaps = capability >= FIRST_OVERLAPPING;
-        Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors: n as u32, overlaps }))
+        let (n_multiprocessors, shared_bytes) = (n as u32, shared as u32);
+        Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors, shared_bytes, overlaps }))
     }
 
     /// Makes this GPU the calling thread's; every entry into the backend does that first.
@@ -128,11 +157,11 @@ impl Device {
     /// A kernel of the fatbin of this index, whose launches have so much dynamic shared memory.
     pub fn kernel(&self, fatbin: usize, name: &'static str, shared_bytes: u32) -> Result<Kernel> {
         let function = self.modules[fatbin].load_function(name).map_err(failed(name))?;
+        let kernel = Kernel { function, name };
         if shared_bytes > 48 << 10 {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(attribute, shared_bytes as i32).map_err(failed(name))?;
+            kernel.allow_shared(shared_bytes)?;
         }
-        Ok(Kernel { function, name })
+        Ok(kernel)
     }
 
     /// Starts a kernel that takes one structure.
@@ -148,12 +177,42 @@ impl Device {
         shared_bytes: u32,
         arguments: &A,
     ) -> Result<()> {
-        let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast()];
-        // SAFETY: an attribute of zeros is valid; the one that is set is an integer.
-        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        use sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as OVERLAP;
+        let mut attribute = flag(OVERLAP);
         attribute.value.programmaticStreamSerializationAllowed = 1;
-        let config = sys::CUlaunchConfig {
+        let attributes = if self.overlaps { std::slice::from_mut(&mut attribute) } else { &mut [] };
+        // SAFETY: as promised by the caller.
+        unsafe { self.start(kernel, self.config(grid, block, shared_bytes, attributes), arguments) }
+    }
+
+    /// Starts a kernel whose blocks wait for each other, when all work before it is done. The grid is at most what
+    /// [`resident_blocks`](Self::resident_blocks) says.
+    ///
+    /// # Safety
+    /// As for [`launch`](Self::launch).
+    pub unsafe fn launch_cooperative<A: Copy>(
+        &self,
+        kernel: &Kernel,
+        grid: u32,
+        block: u32,
+        shared_bytes: u32,
+        arguments: &A,
+    ) -> Result<()> {
+        let mut attribute = flag(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE);
+        attribute.value.cooperative = 1;
+        let config = self.config([grid, 1, 1], block, shared_bytes, std::slice::from_mut(&mut attribute));
+        // SAFETY: as promised by the caller.
+        unsafe { self.start(kernel, config, arguments) }
+    }
+
+    fn config(
+        &self,
+        grid: [u32; 3],
+        block: u32,
+        shared_bytes: u32,
+        attributes: &mut [sys::CUlaunchAttribute],
+    ) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
             gridDimX: grid[0],
             gridDimY: grid[1],
             gridDimZ: grid[2],
@@ -162,15 +221,43 @@ impl Device {
             blockDimZ: 1,
             sharedMemBytes: shared_bytes,
             hStream: self.stream.cu_stream(),
-            attrs: &mut attribute,
-            numAttrs: u32::from(self.overlaps),
-        };
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        }
+    }
+
+    /// # Safety
+    /// As for [`launch`](Self::launch); the configuration's attributes must still be there.
+    unsafe fn start<A: Copy>(&self, kernel: &Kernel, config: sys::CUlaunchConfig, arguments: &A) -> Result<()> {
+        let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast()];
         // SAFETY: as promised by the caller; the driver copies the parameter before it returns.
         unsafe {
             sys::cuLaunchKernelEx(&config, kernel.function.cu_function(), parameters.as_mut_ptr(), std::ptr::null_mut())
         }
         .result()
         .map_err(failed(kernel.name))
+    }
+
+    /// How many blocks of a kernel, in its clusters, the GPU holds at once if it runs nothing else; at most one for each
+    /// multiprocessor.
+    pub fn resident_blocks(&self, kernel: &Kernel, block: u32, shared_bytes: u32) -> Result<u32> {
+        let width = kernel.cluster_width()?;
+        let n = if width > 1 {
+            let mut attribute = flag(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
+            attribute.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: width, y: 1, z: 1 };
+            let grid = self.n_multiprocessors / width * width;
+            let config = self.config([grid, 1, 1], block, shared_bytes, std::slice::from_mut(&mut attribute));
+            let mut n = 0;
+            // SAFETY: `n` is valid for writing, and the configuration's attribute is still there.
+            unsafe { sys::cuOccupancyMaxActiveClusters(&mut n, kernel.function.cu_function(), &config) }
+                .result()
+                .map_err(failed(kernel.name))?;
+            n as u32 * width
+        } else {
+            let n = kernel.function.occupancy_max_active_blocks_per_multiprocessor(block, shared_bytes as usize, None);
+            n.map_err(failed(kernel.name))? * self.n_multiprocessors
+        };
+        Ok(n.min(self.n_multiprocessors))
     }
 
     /// Memory with undefined contents.
@@ -202,6 +289,39 @@ impl Device {
         // SAFETY: as promised by the caller.
         unsafe { result::memcpy_dtod_async(destination, source, n_bytes, self.stream.cu_stream()) }
             .map_err(failed("cannot copy"))
+    }
+
+    /// Copies rows that lie `from_stride` bytes apart to where they are `to_stride` apart, within the device.
+    ///
+    /// # Safety
+    /// All rows must be allocated.
+    pub unsafe fn copy_rows(
+        &self,
+        [to, from]: [Address; 2],
+        [to_stride, from_stride]: [usize; 2],
+        n_rows: usize,
+        n_bytes: usize,
+    ) -> Result<()> {
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcHost: std::ptr::null(),
+            srcDevice: from,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: from_stride,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: to,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: to_stride,
+            WidthInBytes: n_bytes,
+            Height: n_rows,
+        };
+        // SAFETY: as promised by the caller.
+        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream.cu_stream()) }.result().map_err(failed("cannot copy"))
     }
 
     /// Copies to the device, in the stream's order.

@@ -8,11 +8,6 @@ use crate::{Error, model::params::TransformerParams};
 
 /// Keys of a block and queries of a tile in encoder attention.
 pub const TILE: usize = 64;
-/// Keys of a chunk in decoder attention.
-pub const CHUNK: usize = 128;
-/// Query heads of one key head, at most, and their width, in decoder attention.
-const MAX_GROUP: usize = 8;
-const MAX_HEAD_DIM: usize = 128;
 /// Head widths that encoder attention is compiled for.
 const HEAD_DIMS: [usize; 3] = [16, 64, 128];
 
@@ -21,14 +16,16 @@ const HEAD_DIMS: [usize; 3] = [16, 64, 128];
 #[derive(Clone, Copy, Default)]
 pub struct Row {
     pub audio: Address,
-    /// 0 in rows that only fill up a launch shape.
     pub kv: Address,
     pub ffn_scale: Address,
     pub position: u32,
     pub n_slots: u32,
     pub token: u32,
-    pub unused: u32,
+    /// Where it is among the rows whose predictions are asked for, or [`NO_ROW`].
+    pub head_row: u32,
 }
+
+pub const NO_ROW: u32 = 255;
 
 /// Consecutive rows of one stream in an encoder pass.
 #[repr(C)]
@@ -52,7 +49,6 @@ pub enum Epilogue {
     GeluF16 = 3,
     SwigluF16 = 4,
     QkvF16 = 5,
-    Top1 = 6,
 }
 
 #[repr(C)]
@@ -105,17 +101,6 @@ pub struct RopeAngles {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Embed {
-    pub rows: Address,
-    pub tok_embeddings: Address,
-    pub x: Address,
-    pub best: Address,
-    pub dim: i32,
-    pub stride: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
 pub struct ConvTails {
     pub segments: Address,
     pub y: Address,
@@ -154,23 +139,6 @@ pub struct EncoderAttention {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct DecoderAttention {
-    pub rows: Address,
-    pub q: Address,
-    pub partials: Address,
-    pub out: Address,
-    pub q_stride: i32,
-    pub n_heads: i32,
-    pub n_kv_heads: i32,
-    pub head_dim: i32,
-    pub layer: i32,
-    pub window: i32,
-    pub n_chunks: i32,
-    pub scale: f32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
 pub struct Pack {
     pub source: Address,
     pub destination: Address,
@@ -182,6 +150,19 @@ pub struct Pack {
     pub block: i32,
     pub block_stride: i32,
     pub taps: i32,
+    pub half: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PackTiles {
+    pub source: Address,
+    pub destination: Address,
+    pub rows: i32,
+    pub columns: i32,
+    pub first_row: i32,
+    pub row_offset: i32,
+    pub k: i32,
     pub half: i32,
 }
 
@@ -205,56 +186,49 @@ struct GemmShape {
 /// All kernels of the backend.
 pub struct Kernels {
     device: Arc<Device>,
-    /// Product kernels in which one warp sums over all of k, and in which four share it; from few rows to many.
+    /// Product kernels, from few rows to many.
     whole: Vec<GemmShape>,
-    split: Vec<GemmShape>,
     rms_norm: Kernel,
     rope_angles: Kernel,
-    embed: Kernel,
     conv_tails: Kernel,
     keep_keys: Kernel,
     /// In the order of [`HEAD_DIMS`].
     encoder_attention: Vec<Kernel>,
-    attend_chunks: Kernel,
-    combine_chunks: Kernel,
     pack: Kernel,
+    pack_tiles: Kernel,
     widen: Kernel,
 }
 
 /// The compiled `kernels/*.cu`, with the index of each.
-const FATBINS: [&[u8]; 5] = [
+const FATBINS: [&[u8]; 6] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/gemm.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/pack.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/encoder_attention.fatbin")),
-    include_bytes!(concat!(env!("OUT_DIR"), "/decoder_attention.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/decoder.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/decoder_pack.fatbin")),
 ];
 const GEMM: usize = 0;
 const ROWS: usize = 1;
 const PACK: usize = 2;
 const ENCODER_ATTENTION: usize = 3;
-const DECODER_ATTENTION: usize = 4;
+pub const DECODER: usize = 4;
+const DECODER_PACK: usize = 5;
+
+/// The error for a model of a shape that the kernels are not made for.
+pub fn unsupported<T>(what: String) -> Result<T> {
+    Err(Error::Backend(format!("CUDA: {what} (--device cpu takes any)")))
+}
 
 fn encoder_attention_bytes(head_dim: usize) -> u32 {
     (3 * 2 * TILE * head_dim * 2) as u32
 }
 
-fn decoder_attention_bytes(head_dim: usize) -> u32 {
-    (2 * CHUNK * (head_dim + 8) * 2) as u32
-}
-
 impl Kernels {
-    /// Opens a GPU and prepares all kernels for heads of these stacks.
-    pub fn open(ordinal: usize, encoder: &TransformerParams, decoder: &TransformerParams) -> Result<Self> {
-        let unsupported = |what: String| Err(Error::Backend(format!("CUDA: {what} (--device cpu takes any)")));
+    /// Opens a GPU and prepares all kernels but the decoder's for heads of this stack.
+    pub fn open(ordinal: usize, encoder: &TransformerParams) -> Result<Self> {
         if !HEAD_DIMS.contains(&encoder.head_dim) {
             return unsupported(format!("encoder head_dim is {}, supported are {HEAD_DIMS:?}", encoder.head_dim));
-        }
-        if decoder.head_dim > MAX_HEAD_DIM || !decoder.head_dim.is_multiple_of(16) {
-            return unsupported(format!("head_dim is {}, supported are multiples of 16 up to 128", decoder.head_dim));
-        }
-        if decoder.n_heads / decoder.n_kv_heads > MAX_GROUP {
-            return unsupported(format!("more than {MAX_GROUP} query heads share a key head"));
         }
         let device = Device::open(ordinal, &FATBINS)?;
         let gemm = |name, bn: u32, bm: u32, threads, bk: u32, stages: u32| {
@@ -271,32 +245,16 @@ impl Kernels {
         ]
         .into_iter()
         .collect();
-        let split: Result<_> = [
-            gemm("gemm_split_16x8", 16, 8, 128, 128, 8),
-            gemm("gemm_split_16x16", 16, 16, 128, 128, 6),
-            gemm("gemm_split_16x32", 16, 32, 128, 128, 5),
-            gemm("gemm_split_16x64", 16, 64, 128, 128, 4),
-            gemm("gemm_split_32x64", 32, 64, 256, 128, 4),
-        ]
-        .into_iter()
-        .collect();
         let attention = [("encoder_attention_16", 16), ("encoder_attention_64", 64), ("encoder_attention_128", 128)]
             .map(|(name, head_dim)| device.kernel(ENCODER_ATTENTION, name, encoder_attention_bytes(head_dim)));
         Ok(Self {
             whole: whole?,
-            split: split?,
             rms_norm: device.kernel(ROWS, "rms_norm", 0)?,
             rope_angles: device.kernel(ROWS, "rope_angles", 0)?,
-            embed: device.kernel(ROWS, "embed", 0)?,
             conv_tails: device.kernel(ROWS, "conv_tails", 0)?,
             keep_keys: device.kernel(ROWS, "keep_keys", 0)?,
             encoder_attention: attention.into_iter().collect::<Result<_>>()?,
-            attend_chunks: device.kernel(
-                DECODER_ATTENTION,
-                "attend_chunks",
-                decoder_attention_bytes(decoder.head_dim),
-            )?,
-            combine_chunks: device.kernel(DECODER_ATTENTION, "combine_chunks", 0)?,
+            pack_tiles: device.kernel(DECODER_PACK, "pack_tiles", 0)?,
             pack: device.kernel(PACK, "pack", 0)?,
             widen: device.kernel(PACK, "widen", 0)?,
             device,
@@ -313,14 +271,6 @@ impl Kernels {
     /// All addresses must be those of allocations large enough for the shapes given, as for every launch below.
     pub unsafe fn gemm(&self, a: &Gemm) -> Result<()> {
         unsafe { self.multiply(&self.whole, a) }
-    }
-
-    /// The decoder's product: up to 64 rows, where the time goes into reading the weights.
-    ///
-    /// # Safety
-    /// As for [`gemm`](Self::gemm).
-    pub unsafe fn split_gemm(&self, a: &Gemm) -> Result<()> {
-        unsafe { self.multiply(&self.split, a) }
     }
 
     /// With the largest tiles that are not mostly padding and still give every multiprocessor one. Sums are the same in
@@ -347,12 +297,6 @@ impl Kernels {
     /// As for [`gemm`](Self::gemm).
     pub unsafe fn rope_angles(&self, n_rows: usize, a: &RopeAngles) -> Result<()> {
         unsafe { self.device.launch(&self.rope_angles, [n_rows as u32, 1, 1], 64, 0, a) }
-    }
-
-    /// # Safety
-    /// As for [`gemm`](Self::gemm).
-    pub unsafe fn embed(&self, n_rows: usize, a: &Embed) -> Result<()> {
-        unsafe { self.device.launch(&self.embed, [n_rows as u32, 1, 1], 512, 0, a) }
     }
 
     /// # Safety
@@ -384,21 +328,16 @@ impl Kernels {
 
     /// # Safety
     /// As for [`gemm`](Self::gemm).
-    pub unsafe fn decoder_attention(&self, n_rows: usize, a: &DecoderAttention) -> Result<()> {
-        let rows = n_rows as u32;
-        let grid = [a.n_chunks as u32, a.n_kv_heads as u32, rows];
-        let shared_bytes = decoder_attention_bytes(a.head_dim as usize);
-        unsafe {
-            self.device.launch(&self.attend_chunks, grid, CHUNK as u32, shared_bytes, a)?;
-            self.device.launch(&self.combine_chunks, [a.n_heads as u32, rows, 1], a.head_dim as u32, 0, a)
-        }
+    pub unsafe fn pack(&self, a: &Pack) -> Result<()> {
+        let grid = [(a.columns as u32).div_ceil(2 * 256 * 4).max(1), a.rows as u32, 1];
+        unsafe { self.device.launch(&self.pack, grid, 256, 0, a) }
     }
 
     /// # Safety
     /// As for [`gemm`](Self::gemm).
-    pub unsafe fn pack(&self, a: &Pack) -> Result<()> {
+    pub unsafe fn pack_tiles(&self, a: &PackTiles) -> Result<()> {
         let grid = [(a.columns as u32).div_ceil(2 * 256 * 4).max(1), a.rows as u32, 1];
-        unsafe { self.device.launch(&self.pack, grid, 256, 0, a) }
+        unsafe { self.device.launch(&self.pack_tiles, grid, 256, 0, a) }
     }
 
     /// # Safety

@@ -9,6 +9,7 @@ mod decoder;
 mod device;
 mod encoder;
 mod launch;
+mod pass;
 mod stream;
 mod weights;
 
@@ -101,7 +102,7 @@ impl Backend for Cuda {
     fn load(weights: &Weights, options: &BackendOptions) -> Result<Self> {
         let p = &weights.params;
         let use_graphs = options.cuda.graphs;
-        let kernels = Kernels::open(options.cuda.ordinal, &p.encoder, &p.decoder)?;
+        let kernels = Kernels::open(options.cuda.ordinal, &p.encoder)?;
         let device = kernels.device();
         let start = std::time::Instant::now();
         let mut loader = Loader::new(&kernels)?;

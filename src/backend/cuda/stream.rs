@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::device::{Address, Buffer, Device};
-use super::launch::CHUNK;
+use half::f16;
+
+use super::device::{Address, Buffer, Device, bytes_of_mut};
+use super::pass::{CHUNK, HEAD_DIM};
 use crate::Result;
 use crate::model::params::TransformerParams;
 
@@ -28,8 +30,9 @@ pub struct CudaStream {
     pub(super) encoder_ring: Buffer,
     /// Encoder rows so far.
     pub(super) n_encoded_rows: u64,
-    /// `[n_layers, 2, n_slots, kv_dim]`
+    /// `[n_layers, 2]` planes; `kernels/decoder_attention.cuh` has their layout.
     pub(super) decoder_ring: Buffer,
+    /// A multiple of [`CHUNK`].
     pub(super) n_slots: usize,
     /// Decoder positions so far.
     pub(super) position: u64,
@@ -63,7 +66,7 @@ impl CudaStream {
             conv_tail: device.alloc_zeros(dim * 2)?,
             encoder_ring: device.alloc(ring_bytes(encoder, encoder_slots(encoder)))?,
             n_encoded_rows: 0,
-            decoder_ring: device.alloc(ring_bytes(decoder, n_slots))?,
+            decoder_ring: device.alloc_zeros(ring_bytes(decoder, n_slots))?,
             n_slots,
             position: 0,
             embeddings: VecDeque::new(),
@@ -85,18 +88,42 @@ impl CudaStream {
             return Ok(());
         }
         let n_slots = wanted.next_power_of_two().min(full).max(FIRST_SLOTS);
-        let ring = device.alloc(ring_bytes(p, n_slots))?;
-        // nothing has wrapped around yet: slots are positions
-        let plane = |n: usize| (n * p.kv_dim() * 2) as u64;
-        for i in 0..2 * p.n_layers as u64 {
-            let (to, from) =
-                (ring.address() + i * plane(n_slots), self.decoder_ring.address() + i * plane(self.n_slots));
-            // SAFETY: plane `i` of both rings, the smaller one's size.
-            unsafe { device.copy(to, from, plane(self.n_slots) as usize)? };
-        }
+        let ring = device.alloc_zeros(ring_bytes(p, n_slots))?;
+        // nothing has wrapped around yet: slots are positions, and each head's come one after the other
+        let head = |n: usize| n * p.head_dim * 2;
+        let n_heads = p.n_layers * 2 * p.n_kv_heads;
+        let (to, from) = (ring.address(), self.decoder_ring.address());
+        // SAFETY: both rings have so many heads of their size, of which the old one is the smaller.
+        unsafe { device.copy_rows([to, from], [head(n_slots), head(self.n_slots)], n_heads, head(self.n_slots))? };
         self.decoder_ring = ring;
         self.n_slots = n_slots;
         Ok(())
+    }
+
+    /// Keys and values of the decoder positions from `first` on, for each layer: `[n_positions, kv_dim]`. `first` must be
+    /// in the ring still.
+    pub fn decoder_kv(&self, device: &Device, p: &TransformerParams, first: u64) -> Result<Vec<[Vec<f32>; 2]>> {
+        assert!(self.position - first <= self.n_slots as u64, "positions that are gone");
+        let mut ring = vec![0u16; p.n_layers * 2 * self.n_slots * p.kv_dim()];
+        // SAFETY: that is the ring's size.
+        unsafe { device.download(bytes_of_mut(&mut ring), self.decoder_ring.address())? };
+        let plane = |i: usize| {
+            let plane = &ring[i * self.n_slots * p.kv_dim()..][..self.n_slots * p.kv_dim()];
+            let is_value = i % 2 == 1;
+            let mut rows = Vec::with_capacity((self.position - first) as usize * p.kv_dim());
+            for position in first..self.position {
+                let slot = (position % self.n_slots as u64) as usize;
+                for head in plane.chunks_exact(self.n_slots * HEAD_DIM) {
+                    rows.extend((0..HEAD_DIM).map(|d| {
+                        let at =
+                            if is_value { (slot / 32 * HEAD_DIM + d) * 32 + slot % 32 } else { slot * HEAD_DIM + d };
+                        f16::from_bits(head[at]).to_f32()
+                    }));
+                }
+            }
+            rows
+        };
+        Ok((0..p.n_layers).map(|layer| [plane(2 * layer), plane(2 * layer + 1)]).collect())
     }
 
     /// Adds embeddings, `[n, dim]`.

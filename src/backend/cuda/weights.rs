@@ -8,7 +8,7 @@ use cudarc::driver::CudaEvent;
 use rayon::prelude::*;
 
 use super::device::{Address, Buffer, Pinned};
-use super::launch::{Kernels, Pack, Widen};
+use super::launch::{Kernels, Pack, PackTiles, Widen};
 use crate::Result;
 use crate::model::params::{DOWNSAMPLE, TransformerParams};
 use crate::model::weights::{ConvWeights, LayerWeights, Tensor};
@@ -79,6 +79,7 @@ struct Place {
 
 enum Job {
     Pack(Pack),
+    PackTiles(PackTiles),
     Widen(Widen),
 }
 
@@ -215,6 +216,34 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// Puts a matrix into the decoder's order; see `kernels/decoder_pack.cu`. `destination` is a matrix of `k` columns that
+    /// holds zeros, in which `tensor` begins at `row_offset`, or is one half of what SwiGLU needs.
+    pub fn pack_tiles(
+        &mut self,
+        tensor: &'a Tensor,
+        destination: Address,
+        k: usize,
+        row_offset: usize,
+        half: i32,
+    ) -> Result<()> {
+        let columns = tensor.shape()[1];
+        let per_block = (BLOCK_BYTES / (2 * columns)).clamp(1, MAX_ROWS);
+        for (i, bytes) in tensor.data().as_flattened().chunks(per_block * columns * 2).enumerate() {
+            let source = self.stage(bytes)?;
+            self.jobs.push(Job::PackTiles(PackTiles {
+                source,
+                destination,
+                rows: (bytes.len() / (2 * columns)) as i32,
+                columns: columns as i32,
+                first_row: (i * per_block) as i32,
+                row_offset: row_offset as i32,
+                k: k as i32,
+                half,
+            }));
+        }
+        Ok(())
+    }
+
     fn widen(&mut self, tensor: &'a Tensor, destination: Address) -> Result<()> {
         let source = self.stage(tensor.data().as_flattened())?;
         self.jobs.push(Job::Widen(Widen { source, destination, n: tensor.data().len() as i32 }));
@@ -260,6 +289,7 @@ impl<'a> Loader<'a> {
             for job in &self.jobs {
                 match job {
                     Job::Pack(pack) => self.kernels.pack(pack)?,
+                    Job::PackTiles(pack) => self.kernels.pack_tiles(pack)?,
                     Job::Widen(widen) => self.kernels.widen(widen)?,
                 }
             }

@@ -1,0 +1,419 @@
+// What the parts of the decoder's pass share: its parameters, what a block knows of the pass, the ring through which weights
+// come, barriers, and the norms. decoder.cu says how the pass works.
+
+#pragma once
+
+#include "common.cuh"
+
+// From sm_90 on weights come through the bulk copy engine and blocks form clusters of two.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define BULK_COPY 1
+#else
+#define BULK_COPY 0
+#endif
+// Where warpgroups can trade registers (sm_90a), the warps that help hand theirs to those that compute.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TRADE_REGISTERS 1
+#else
+#define TRADE_REGISTERS 0
+#endif
+
+constexpr int WARPS = 8;                  // that compute
+constexpr int THREADS = WARPS * 32;
+constexpr int BLOCK = THREADS + 4 * 32;   // and one that fills the ring, with three that make it a warpgroup
+constexpr int HEAD_DIM = 128;
+constexpr int CHUNK = 256;                // cache positions of an attention unit: 32 for each warp
+constexpr int MAX_ROWS = 64;
+constexpr int MAX_LAYERS = 64;
+constexpr int PIECE_BYTES = 2048;         // 16 rows of weights by 64 k
+constexpr int STAGE_BYTES = WARPS * PIECE_BYTES;
+constexpr int MAX_STAGES = 12;
+constexpr int SHARED_BYTES = 3072;        // for `Shared`
+constexpr int EXCHANGE_BYTES = 8192;      // two halves; clusters only
+constexpr int NO_ROW = 255;
+
+// Sums that wait to be added: 64 rows need 512 bytes per warp, row and tile.
+__host__ __device__ constexpr int sum_bytes(int row_tiles) { return row_tiles > 2 ? 32768 : 24576; }
+
+struct DecoderLayer {
+    const real16* wqkv;
+    const real16* wo;
+    const real16* w13;
+    const real16* w2;
+    const float* attention_norm;  // [width]
+    const float* ffn_norm;        // [width]
+};
+
+// Everything a pass needs. What changes from pass to pass lies behind pointers, so a launch can be replayed. `width` is
+// `dim` padded: rows of F32 have that stride, and are zero beyond `dim`.
+struct DecoderPass {
+    // the model
+    int dim, width, n_heads, n_kv_heads, hidden, vocab, n_layers, window;
+    float eps;
+    float scale;              // of scores: log2(e) / sqrt(HEAD_DIM)
+    int max_chunks;           // chunks of the cache that a group of rows may see
+    // the launch
+    int stages;               // of the ring
+    int phase_begin, phase_end;
+    const float* final_norm;         // [width]
+    const real16* head;              // [vocab, dim], packed
+    const float* frequencies;        // [HEAD_DIM / 2]
+    // the pass
+    const int* shape;                // rows, groups, rows of the head
+    const int2* groups;              // first row, rows: consecutive positions of one stream, at most 16 / heads per kv head
+    const Row* rows;                 // those of a stream one after the other
+    // scratch, zero at first
+    float* residual;                 // [MAX_ROWS][width]
+    float* squares;                  // [2][MAX_ROWS][dim / 16]
+    float2* rope;                    // [MAX_ROWS][HEAD_DIM / 2] cosine, sine
+    real16* normed;                  // activations, k = dim
+    real16* query;                   // [MAX_ROWS][n_heads * HEAD_DIM]
+    real16* attended;                // activations, k = n_heads * HEAD_DIM
+    real16* activated;               // activations, k = hidden
+    float* slices;                   // [SPLITS][dim / 16][MAX_ROWS][16]
+    float* partial;                  // [MAX_ROWS][n_kv_heads][max_chunks][heads per kv head][HEAD_DIM]
+    float2* partial_stats;           // [MAX_ROWS][n_kv_heads][max_chunks][heads per kv head] highest score, sum
+    uint32_t* counters;              // [4 + dim / 16]
+    // results
+    unsigned long long* best;        // [rows of the head] the largest logit and its id, see `ranking_key`
+    float* logits;                   // [rows of the head][vocab], or null
+    DecoderLayer layers[MAX_LAYERS];
+};
+
+// What a block knows of the pass.
+struct Shared {
+    unsigned long long barriers[2 * MAX_STAGES + 2];  // the ring's [full, empty], then that of the exchange
+    unsigned long long best[MAX_ROWS];
+    real16* cache[MAX_ROWS];
+    int position[MAX_ROWS];
+    int n_slots[MAX_ROWS];
+    float inverse[MAX_ROWS];    // 1 / rms at the last norm
+    float scale[MAX_ROWS];      // what the sums of the running product are multiplied by
+    uint32_t flags[MAX_ROWS];
+    unsigned short prefix[MAX_ROWS + 1];  // attention chunks of the groups before
+    uchar2 groups[MAX_ROWS];
+    uint8_t group_of[MAX_ROWS];   // the group of a row
+    uint8_t head_row[MAX_ROWS];   // where a row is among those of the head, or NO_ROW
+    uint8_t origin[MAX_ROWS];     // and the other way round
+};
+static_assert(sizeof(Shared) <= SHARED_BYTES, "the ring begins there");
+
+enum Phase { EMBED, QKV, ATTENTION, WO, W13, W2, HEAD };
+constexpr int LAYER_PHASES = 5;
+// Slices of k in which wo and w2 are summed.
+constexpr int SPLITS = 2;
+
+__device__ __forceinline__ Phase phase_kind(const DecoderPass& p, int phase) {
+    if (phase == 0) return EMBED;
+    if (phase > LAYER_PHASES * p.n_layers) return HEAD;
+    return static_cast<Phase>(QKV + (phase - 1) % LAYER_PHASES);
+}
+
+// Two steps of 16 from three 16-byte fragments. Lane (g, t) = (lane / 4, lane % 4) holds eight consecutive k, 8t .. 8t+7,
+// of rows g (`low`) and g + 8 (`high`) of the left operand and of column g of the right one. The matrix unit's own order
+// within the 32 differs, but both operands are permuted alike, so the product is the same sum.
+__device__ __forceinline__ void mma_k32(float (&c)[4], const uint4& low, const uint4& high, const uint4& b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%10,%11,%12,%13}, {%14,%15}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(low.x), "r"(high.x), "r"(low.y), "r"(high.y), "r"(b.x), "r"(b.y), "r"(low.z), "r"(high.z), "r"(low.w),
+          "r"(high.w), "r"(b.z), "r"(b.w));
+}
+
+// Loads that skip L1: other blocks of the same launch wrote the data.
+__device__ __forceinline__ uint4 load_fresh(const void* p) { return __ldcg(reinterpret_cast<const uint4*>(p)); }
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// Makes what the block wrote before its last barrier visible to whoever sees the counter.
+__device__ __forceinline__ void add_release(uint32_t* p, uint32_t v) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+// Adds and returns what was there, after the block's writes up to its last barrier and before its reads after the next.
+__device__ __forceinline__ uint32_t add_acquire_release(uint32_t* p, uint32_t v) {
+    uint32_t old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+    return old;
+}
+
+// Asks for `bytes` (a multiple of 16) from p on to be in L2; below sm_90 for the 128-byte lines that begin there.
+__device__ __forceinline__ void prefetch_l2(const void* p, int bytes) {
+#if BULK_COPY
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#else
+    for (int i = 0; i < bytes; i += 128) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(p) + i) : "memory");
+    }
+#endif
+}
+
+__device__ __forceinline__ void give_registers() {
+#if TRADE_REGISTERS
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+#endif
+}
+__device__ __forceinline__ void take_registers() {
+#if TRADE_REGISTERS
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+#endif
+}
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+#if BULK_COPY
+#define TRY_WAIT "mbarrier.try_wait.parity.shared.b64"
+#else
+#define TRY_WAIT "mbarrier.test_wait.parity.shared.b64"
+#endif
+    asm volatile("{\n.reg .pred p;\nagain:\n" TRY_WAIT " p, [%0], %1;\n@!p bra again;\n}\n" ::"r"(barrier), "r"(parity)
+                 : "memory");
+}
+
+#if BULK_COPY
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Arrives, and expects `bytes` more to come in before the barrier's phase is complete.
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// Stores to the same place in the shared memory of another block of the cluster, and counts the bytes on its barrier.
+__device__ __forceinline__ void store_to_peer(float* p, uint32_t barrier, uint32_t rank, float v) {
+    uint32_t remote, remote_barrier;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote_barrier) : "r"(barrier), "r"(rank));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(remote),
+                 "r"(__float_as_uint(v)), "r"(remote_barrier)
+                 : "memory");
+}
+// `bytes` (a multiple of 16) from global to shared memory, counted on `barrier`. The data is read once: it is the first to
+// leave L2.
+__device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint64_t policy) {
+    barrier_expect(barrier, bytes);
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+            to),
+        "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+        : "memory");
+}
+__device__ __forceinline__ uint64_t evict_first_policy() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+#else
+// Counts an arrival of this lane on `barrier` when its copies so far have landed.
+__device__ __forceinline__ void copy_arrive(uint32_t barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void copy_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+#endif
+
+// The barrier of the warps that compute.
+__device__ __forceinline__ void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+
+// The grid's barrier in two halves; between them a block may prepare what does not depend on others.
+__device__ __forceinline__ void grid_arrive(uint32_t* counter) {
+    block_sync();
+    if (threadIdx.x == 0) add_release(counter, 1u);
+}
+__device__ __forceinline__ void grid_wait(const uint32_t* counter, uint32_t target) {
+    if (threadIdx.x == 0) {
+        while (load_acquire(counter) < target) {
+        }
+    }
+    block_sync();
+}
+
+// The part of a product that this block does.
+struct Share {
+    const char* weights;
+    int tiles;        // tiles of 16 weight rows in the matrix
+    int pieces;       // pieces of 64 k in a row of tiles
+    int slice;        // which slice of k
+    int begin, end;   // its pieces
+    int first, step;  // tiles first, first + step, ...
+    int count;        // how many
+};
+
+__device__ __forceinline__ Share share_of(const DecoderPass& p, int phase, Phase kind) {
+    const int layer = (phase - 1) / LAYER_PHASES;
+    const int tiles_dim = (p.dim + 15) / 16, tiles_qkv = (p.n_heads + 2 * p.n_kv_heads) * (HEAD_DIM / 16);
+    const int tiles_13 = (p.hidden + 7) / 8;
+    Share s;
+    int splits = 1;
+    int rotation;  // tiles dealt before, so that the blocks with one tile more are different ones each time
+    const real16* weights;
+    switch (kind) {
+        case QKV:
+            weights = p.layers[layer].wqkv;
+            s.tiles = tiles_qkv, s.pieces = (p.dim + 63) / 64;
+            rotation = layer * (tiles_qkv + tiles_13);
+            break;
+        case WO:
+            weights = p.layers[layer].wo;
+            s.tiles = tiles_dim, s.pieces = p.n_heads * HEAD_DIM / 64, splits = SPLITS;
+            rotation = layer * 2 * tiles_dim;
+            break;
+        case W13:
+            weights = p.layers[layer].w13;
+            s.tiles = tiles_13, s.pieces = (p.dim + 63) / 64;
+            rotation = layer * (tiles_qkv + tiles_13) + tiles_qkv;
+            break;
+        case W2:
+            weights = p.layers[layer].w2;
+            s.tiles = tiles_dim, s.pieces = (p.hidden + 63) / 64, splits = SPLITS;
+            rotation = layer * 2 * tiles_dim + tiles_dim;
+            break;
+        default:
+            weights = p.head;
+            s.tiles = (p.vocab + 15) / 16, s.pieces = (p.dim + 63) / 64;
+            rotation = p.n_layers * (tiles_qkv + tiles_13);
+            break;
+    }
+    s.weights = reinterpret_cast<const char*>(weights);
+    s.step = gridDim.x / splits;
+    s.slice = blockIdx.x % splits;
+    const int place = blockIdx.x / splits;
+    s.begin = s.slice * s.pieces / splits;
+    s.end = (s.slice + 1) * s.pieces / splits;
+    s.first = (place + s.step - rotation % s.step) % s.step;
+    s.count = place >= s.step || s.first >= s.tiles ? 0 : (s.tiles - s.first + s.step - 1) / s.step;
+    return s;
+}
+
+// The block's ring of weight stages. A stage is what the eight warps need for one step of one tile: up to eight pieces,
+// which lie one after the other in the packed matrix. Stages come in the order phases, groups of `TG` tiles, steps of k,
+// tiles of the group. A ninth warp fills the ring, as far ahead of its use as there is room.
+struct Ring {
+    char* stages;
+    int slot;
+    uint32_t parity;
+
+    __device__ __forceinline__ static uint32_t full(int slot) {
+        extern __shared__ __align__(128) char shared[];
+        return shared_address(shared) + slot * 16;
+    }
+    __device__ __forceinline__ static uint32_t empty(int slot) { return full(slot) + 8; }
+    // One thread.
+    __device__ __forceinline__ static void initialise(const DecoderPass& p) {
+        for (int i = 0; i < p.stages; i++) {
+            barrier_init(full(i), BULK_COPY ? 1 : 32);
+            barrier_init(empty(i), WARPS);
+        }
+    }
+    __device__ __forceinline__ void advance(const DecoderPass& p) {
+        if (++slot == p.stages) slot = 0, parity ^= 1;
+    }
+    // Calls visit(address, pieces) for every stage of the launch, in order.
+    template <int TG, typename Visit>
+    __device__ __forceinline__ static void walk(const DecoderPass& p, Visit visit) {
+        for (int phase = p.phase_begin; phase < p.phase_end; phase++) {
+            const Phase kind = phase_kind(p, phase);
+            if (kind == EMBED || kind == ATTENTION) continue;
+            const Share share = share_of(p, phase, kind);
+            const long long stride = static_cast<long long>(share.step) * share.pieces * PIECE_BYTES;
+            const char* start =
+                share.weights + (static_cast<long long>(share.first) * share.pieces + share.begin) * PIECE_BYTES;
+            for (int group = 0; group < share.count; group += TG, start += stride * TG) {
+                const int tiles = min(TG, share.count - group);
+                const char* step = start;
+                for (int left = share.end - share.begin; left > 0; left -= WARPS, step += STAGE_BYTES) {
+                    const char* from = step;
+                    for (int tile = 0; tile < tiles; tile++, from += stride) visit(from, min(left, WARPS));
+                }
+            }
+        }
+    }
+    // The ninth warp's work: fills the ring.
+    template <int TG>
+    __device__ __forceinline__ void fill(const DecoderPass& p, int lane) {
+        int done = 0;
+#if BULK_COPY
+        if (lane != 0) return;
+        const uint64_t policy = evict_first_policy();
+#endif
+        walk<TG>(p, [&](const char* from, int pieces) {
+            if (done >= p.stages) barrier_wait(empty(slot), parity ^ 1);
+            char* to = stages + slot * STAGE_BYTES;
+#if BULK_COPY
+            bulk_copy(shared_address(to), from, pieces * PIECE_BYTES, full(slot), policy);
+#else
+            for (int i = 0; i < pieces; i++) {
+#pragma unroll
+                for (int j = lane * 16; j < PIECE_BYTES; j += 512) {
+                    copy_async(shared_address(to + i * PIECE_BYTES + j), from + i * PIECE_BYTES + j);
+                }
+            }
+            copy_arrive(full(slot));
+#endif
+            advance(p);
+            done++;
+        });
+#if !BULK_COPY
+        copy_wait_all();
+#endif
+    }
+    // Waits for the next stage and returns the warp's piece of it; `release` gives it back once every lane has used it.
+    __device__ __forceinline__ const uint4* wait(int warp) {
+        barrier_wait(full(slot), parity);
+        return reinterpret_cast<const uint4*>(stages + slot * STAGE_BYTES + warp * PIECE_BYTES);
+    }
+    __device__ __forceinline__ static void release(int slot, int lane) {
+        __syncwarp();
+        if (lane == 0) barrier_arrive(empty(slot));
+    }
+};
+
+__device__ __forceinline__ size_t activation_index(int row, int k) {
+    return (static_cast<size_t>(k >> 5) * MAX_ROWS + row) * 32 + (k & 31);
+}
+
+// The largest power of two up to x, a positive normal number.
+__device__ __forceinline__ float power_below(float x) { return __uint_as_float(__float_as_uint(x) & 0x7f800000u); }
+
+// 1 / rms of a row from its sums of squares; all lanes of a warp.
+__device__ __forceinline__ float inverse_rms(const DecoderPass& p, int norm, int row, int lane) {
+    const int tiles = (p.dim + 15) / 16;
+    const float* squares = p.squares + static_cast<size_t>((norm & 1) * MAX_ROWS + row) * tiles;
+    float sum = 0.0f;
+    for (int i = lane; i < tiles; i += 32) sum += __ldcg(squares + i);
+    return 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(p.dim) + p.eps);
+}
+
+// What the sums of a product with normed rows are multiplied by, and `inverse` for those who write the next norm's rows.
+// Norms are counted from the first layer's on; rows of the last one are those of the head.
+__device__ __forceinline__ void row_scales(const DecoderPass& p, Shared& s, int norm, int rows, int warp, int lane) {
+    const bool last = norm == 2 * p.n_layers;
+    for (int row = warp; row < rows; row += WARPS) {
+        const float inverse = inverse_rms(p, norm, row, lane);
+        if (lane > 0) continue;
+        const int origin = last ? s.origin[row] : row;
+        s.scale[row] = norm == 0 ? inverse : inverse / power_below(s.inverse[origin]);
+        if (!last) s.inverse[row] = inverse;
+    }
+}
+
+// Where (row, feature) of a warp's 16-feature tile lies among the sums that wait to be added: no two lanes of a fragment
+// store meet in a bank. Rows are padded to an even number.
+__device__ __forceinline__ int sum_index(int row, int feature) {
+    return (row ^ ((row >> 2) & 1)) * 16 + (feature ^ (((row >> 1) & 1) << 3));
+}
+
+// Orders (value, lowest id); what is not a number comes first, and is found by whoever reads the result.
+__device__ __forceinline__ unsigned long long ranking_key(float value, int id) {
+    uint32_t bits = __float_as_uint(value);
+    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    if (value != value) bits = ~0u;
+    return static_cast<unsigned long long>(bits) << 32 | static_cast<uint32_t>(~id);
+}

@@ -1,0 +1,224 @@
+// Attention of a decoder pass: each unit takes the query heads of one kv head, for a group of rows, over one chunk of the
+// cache; then the chunks are added, oldest first. Chunks lie at fixed absolute positions, so a row's result does not depend
+// on its group: a chunk that a row doesn't see adds nothing to it, exactly.
+//
+// The cache of a stream is [n_layers][K, V] planes of n_kv_heads * n_slots * HEAD_DIM, n_slots a multiple of CHUNK and a
+// position's slot position % n_slots.
+//     K  [n_kv_heads][n_slots][HEAD_DIM]
+//     V  [n_kv_heads][n_slots / 32][HEAD_DIM][32]: positions are the fastest index, as the matrix unit wants them
+// It must hold finite numbers everywhere: what is masked is multiplied by zero.
+
+#pragma once
+
+#include "decoder.cuh"
+
+// Scores: warp w takes positions 32w .. 32w+31 of the chunk. Values: warp w takes features 16w .. 16w+15 over all positions.
+// The left operand's 16 rows are (row of the group, query head); those that a group lacks are zero.
+struct AttentionUnit {
+    int row0, rows, position0;
+    int n_chunks, chunk_index, kv_head;
+    const real16* keys;    // of the chunk's first position
+    const real16* values;
+    int start, low, high;  // first position of the chunk; first and last position that any row of the group sees
+};
+
+__device__ __forceinline__ size_t cache_plane(const DecoderPass& p, int n_slots) {
+    return static_cast<size_t>(p.n_kv_heads) * n_slots * HEAD_DIM;
+}
+
+__device__ __forceinline__ AttentionUnit attention_unit_of(const DecoderPass& p, const Shared& s, int layer, int unit) {
+    AttentionUnit a;
+    a.kv_head = unit % p.n_kv_heads;
+    const int at = unit / p.n_kv_heads;
+    int group = 0;
+    while (s.prefix[group + 1] <= at) group++;
+    a.n_chunks = s.prefix[group + 1] - s.prefix[group];
+    a.chunk_index = at - s.prefix[group];
+    a.row0 = s.groups[group].x, a.rows = s.groups[group].y;
+    a.position0 = s.position[a.row0];
+    a.low = max(0, a.position0 - p.window + 1), a.high = a.position0 + a.rows - 1;
+    a.start = (a.low / CHUNK + a.chunk_index) * CHUNK;
+    const int n_slots = s.n_slots[a.row0];
+    a.keys = s.cache[a.row0] + 2 * layer * cache_plane(p, n_slots) +
+             (static_cast<size_t>(a.kv_head) * n_slots + a.start % n_slots) * HEAD_DIM;
+    a.values = a.keys + cache_plane(p, n_slots);
+    return a;
+}
+
+// Asks for a unit's part of the cache while this block still does other things.
+__device__ __forceinline__ void prefetch_unit(const DecoderPass& p, const Shared& s, int layer, int unit) {
+    const AttentionUnit a = attention_unit_of(p, s, layer, unit);
+    const int from = max(a.low - a.start, 0) & ~31, to = (min(a.high - a.start, CHUNK - 1) | 31) + 1;
+    const int parts = (to - from) * HEAD_DIM * 2 / 2048;
+    for (int i = threadIdx.x; i < 2 * parts; i += THREADS) {
+        const real16* plane = i < parts ? a.keys : a.values;
+        prefetch_l2(plane + from * HEAD_DIM + (i < parts ? i : i - parts) * 1024, 2048);
+    }
+}
+
+__device__ __forceinline__ void attention_unit(const DecoderPass& p, const AttentionUnit& unit, char* shared, int warp,
+                                               int lane) {
+    real16* probabilities = reinterpret_cast<real16*>(shared);  // [8][16][32]
+    float* maxima = reinterpret_cast<float*>(shared + 8192);    // [8][16]
+    float* sums = maxima + WARPS * 16;                          // [8][16]
+    const int g = lane >> 2, t = lane & 3;
+    const int heads = p.n_heads / p.n_kv_heads;
+    const int start = unit.start, kv_head = unit.kv_head;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+
+    // row of the group and head of this lane's rows g and g + 8
+    int r[2], h[2];
+    uint4 q[4][2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        r[half] = (g + half * 8) / heads;
+        h[half] = g + half * 8 - r[half] * heads;
+        const int head = kv_head * heads + h[half];
+        const real16* query = p.query + (static_cast<size_t>(unit.row0 + r[half]) * p.n_heads + head) * HEAD_DIM;
+#pragma unroll
+        for (int i = 0; i < 4; i++) q[i][half] = r[half] < unit.rows ? load_fresh(query + i * 32 + t * 8) : zero;
+    }
+    // K of the warp's 32 positions. Blocks of 32 that nobody sees stay zero.
+    const int mine = start + warp * 32;
+    uint4 k[4][4];
+    const bool any = mine <= unit.high && mine + 31 >= unit.low;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            k[j][i] = any ? load_fresh(unit.keys + (warp * 32 + j * 8 + g) * HEAD_DIM + i * 32 + t * 8) : zero;
+        }
+    }
+
+    // V of the warp's 16 features and all positions: on its way while the scores are computed, or at least normalised
+    uint4 v[WARPS][2];
+    auto load_values = [&]() {
+#pragma unroll
+        for (int b = 0; b < WARPS; b++) {
+            const bool inside = start + b * 32 <= unit.high && start + b * 32 + 31 >= unit.low;
+#pragma unroll
+            for (int d = 0; d < 2; d++) {
+                const real16* from = unit.values + (b * HEAD_DIM + warp * 16 + d * 8 + g) * 32 + t * 8;
+                v[b][d] = inside ? load_fresh(from) : zero;
+            }
+        }
+    };
+    if (TRADE_REGISTERS) load_values();
+
+    float scores[4][4] = {};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) mma_k32(scores[j], q[i][0], q[i][1], k[j][i]);
+    }
+    if (!TRADE_REGISTERS) load_values();
+
+    float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        const int half = e >> 1, position = unit.position0 + r[half];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int at = mine + j * 8 + t * 2 + (e & 1);
+            const bool seen = r[half] < unit.rows && at <= position && at > position - p.window;
+            scores[j][e] = seen ? __fmul_rn(scores[j][e], p.scale) : -INFINITY;
+            top[half] = fmaxf(top[half], scores[j][e]);
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 1));
+        top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 2));
+        if (t == 0) maxima[warp * 16 + g + half * 8] = top[half];
+    }
+    block_sync();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float highest = -INFINITY;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) highest = fmaxf(highest, maxima[w * 16 + g + half * 8]);
+        top[half] = highest;
+        const float safe = highest == -INFINITY ? 0.0f : highest;
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const __half2 pair = __floats2half2_rn(power_of_two(__fadd_rn(scores[j][half * 2], -safe)),
+                                                   power_of_two(__fadd_rn(scores[j][half * 2 + 1], -safe)));
+            const float2 rounded = __half22float2(pair);
+            sum = __fadd_rn(sum, __fadd_rn(rounded.x, rounded.y));
+            *reinterpret_cast<__half2*>(probabilities + (warp * 16 + g + half * 8) * 32 + j * 8 + t * 2) = pair;
+        }
+        sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
+        sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
+        if (t == 0) sums[warp * 16 + g + half * 8] = sum;
+    }
+    block_sync();
+    float out[2][4] = {};
+#pragma unroll
+    for (int b = 0; b < WARPS; b++) {
+        const uint4* a = reinterpret_cast<const uint4*>(probabilities + b * 512);
+        const uint4 low = a[lane], high = a[32 + lane];
+#pragma unroll
+        for (int d = 0; d < 2; d++) mma_k32(out[d], low, high, v[b][d]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        if (r[half] >= unit.rows) continue;
+        const int row = unit.row0 + r[half];
+        float sum = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) sum = __fadd_rn(sum, sums[w * 16 + g + half * 8]);
+        if (unit.n_chunks == 1) {
+#pragma unroll
+            for (int d = 0; d < 2; d++) {
+                const int n = (kv_head * heads + h[half]) * HEAD_DIM + warp * 16 + d * 8 + t * 2;
+                *reinterpret_cast<uint32_t*>(p.attended + activation_index(row, n)) =
+                    pack16(__fdiv_rn(out[d][half * 2], sum), __fdiv_rn(out[d][half * 2 + 1], sum));
+            }
+        } else {
+            const size_t at =
+                ((static_cast<size_t>(row) * p.n_kv_heads + kv_head) * p.max_chunks + unit.chunk_index) * heads + h[half];
+#pragma unroll
+            for (int d = 0; d < 2; d++) {
+                *reinterpret_cast<float2*>(p.partial + at * HEAD_DIM + warp * 16 + d * 8 + t * 2) =
+                    make_float2(out[d][half * 2], out[d][half * 2 + 1]);
+            }
+            if (warp == 0 && t == 0) p.partial_stats[at] = make_float2(top[half], sum);
+        }
+    }
+    block_sync();  // shared memory is free for the next unit
+}
+
+// Adds the chunks of every (row, query head), in their order: a warp each, four features a lane; at most 64 chunks.
+__device__ void combine_chunks(const DecoderPass& p, const Shared& s, int rows, int warp, int lane) {
+    const int heads = p.n_heads / p.n_kv_heads;
+    for (int item = blockIdx.x + gridDim.x * warp; item < rows * p.n_heads; item += gridDim.x * WARPS) {
+        const int row = item / p.n_heads, head = item - row * p.n_heads, group = s.group_of[row];
+        const int n = s.prefix[group + 1] - s.prefix[group];
+        if (n == 1) continue;
+        const size_t at =
+            (static_cast<size_t>(row) * p.n_kv_heads + head / heads) * p.max_chunks * heads + head % heads;
+        const float2 none = make_float2(-INFINITY, 0.0f);
+        const float2 low = lane < n ? __ldcg(&p.partial_stats[at + lane * heads]) : none;
+        const float2 high = lane + 32 < n ? __ldcg(&p.partial_stats[at + (lane + 32) * heads]) : none;
+        float highest = fmaxf(low.x, high.x);
+#pragma unroll
+        for (int o = 16; o > 0; o >>= 1) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, o));
+        const float low_weight = power_of_two(__fadd_rn(low.x, -highest));
+        const float high_weight = power_of_two(__fadd_rn(high.x, -highest));
+        float sum = 0.0f;
+        float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+        for (int c = 0; c < n; c++) {
+            const float* partial = p.partial + (at + static_cast<size_t>(c) * heads) * HEAD_DIM;
+            const float4 part = __ldcg(reinterpret_cast<const float4*>(partial) + lane);
+            const float weight = __shfl_sync(~0u, c < 32 ? low_weight : high_weight, c & 31);
+            sum = __fmaf_rn(weight, __shfl_sync(~0u, c < 32 ? low.y : high.y, c & 31), sum);
+            out.x = __fmaf_rn(weight, part.x, out.x), out.y = __fmaf_rn(weight, part.y, out.y);
+            out.z = __fmaf_rn(weight, part.z, out.z), out.w = __fmaf_rn(weight, part.w, out.w);
+        }
+        *reinterpret_cast<uint2*>(p.attended + activation_index(row, head * HEAD_DIM + lane * 4)) =
+            make_uint2(pack16(__fdiv_rn(out.x, sum), __fdiv_rn(out.y, sum)),
+                       pack16(__fdiv_rn(out.z, sum), __fdiv_rn(out.w, sum)));
+    }
+}
