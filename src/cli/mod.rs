@@ -17,7 +17,7 @@ use tracing_subscriber::prelude::*;
 use voxtral::backend::Backend;
 use voxtral::backend::cpu::Cpu;
 #[cfg(cuda_kernels)]
-use voxtral::backend::cuda::Cuda;
+use voxtral::backend::{cuda::Cuda, handover::Handover};
 use voxtral::output::{Style, TranscriptWriter};
 use voxtral::{Engine, Event, Model, Session};
 
@@ -107,14 +107,11 @@ fn run_on_cuda(_: &Options, _: &AtomicBool) -> anyhow::Result<u8> {
     )
 }
 
-/// On the first GPU where there is one that takes the model, else on the CPU.
+/// On the first GPU where there is one, and on the CPU where there is none or from its first failure on.
 fn run_on_any(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<u8> {
     #[cfg(cuda_kernels)]
     match voxtral::backend::cuda::probe(options.backend.cuda.ordinal) {
-        Ok(()) => match load::<Cuda>(options) {
-            Ok(engine) => return run(engine, options, interrupted),
-            Err(error) => tracing::warn!("{error:#}; going on with the CPU"),
-        },
+        Ok(()) => return run(load::<Handover<Cuda, Cpu>>(options)?, options, interrupted),
         Err(reason) => tracing::debug!("no GPU: {reason}"),
     }
     load::<Cpu>(options).and_then(|engine| run(engine, options, interrupted))

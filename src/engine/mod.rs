@@ -102,6 +102,11 @@ impl<B: Backend> Engine<B> {
         self.shared.tokenizer.delay
     }
 
+    /// What it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
     /// Bytes of weights that one decoder pass reads.
     pub fn decoder_bytes(&self) -> u64 {
         self.backend.decoder_bytes()

@@ -121,6 +121,13 @@ pub struct Weights {
     pub norm: Tensor,
 }
 
+impl Weights {
+    /// The file that all of them are in, as it is mapped.
+    pub fn mapped(&self) -> &[u8] {
+        &self.tok_embeddings.map
+    }
+}
+
 /// Takes the expected tensors out of what the file lists.
 struct Collector {
     map: Arc<Mmap>,

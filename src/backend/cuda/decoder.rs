@@ -8,12 +8,14 @@ use std::sync::Arc;
 use half::f16;
 
 use super::Tracer;
+use super::cublaslt::Library;
 use super::device::{Address, Buffer, Device, Pinned, bytes_of, bytes_of_mut};
 use super::launch::{Kernels, NO_ROW, Row};
+use super::library_pass::{LibraryPasses, Widths};
 use super::pass::{self, Group, HEAD_DIM, MAX_LAYERS, MAX_ROWS, Pass, PassKernels, PassLayer, Phases, SPLITS};
 use super::stream::CudaStream;
 use super::weights::{Loader, padded};
-use crate::backend::{MAX_REWIND, Prediction, Span, passes, predict};
+use crate::backend::{CudaOptions, MAX_REWIND, Prediction, Products, Span, passes, predict};
 use crate::model::Weights;
 use crate::model::params::{Params, TransformerParams};
 use crate::model::weights::LayerWeights;
@@ -32,19 +34,26 @@ pub struct Decoder {
     norm: Buffer,
     frequencies: Buffer,
     scratch: Scratch,
+    layout: LayerLayout,
+    /// What runs passes if their products are a library's; matrices are in its order then.
+    library: Option<LibraryPasses>,
     /// Whether all phases of a pass are one launch.
     whole_passes: bool,
+    /// Whether the best tokens come from the pass, not from all logits.
+    logits_fused: bool,
+    /// Positions of one pass, at most.
+    pass_rows: usize,
     /// `[PASS_ROWS, vocab]`, allocated when alternatives are asked for.
     logits: Option<Buffer>,
 }
 
 /// Where the matrices of a layer lie in one block of memory.
 #[derive(Clone, Copy)]
-struct LayerLayout {
-    wo: usize,
-    w13: usize,
-    w2: usize,
-    n_bytes: usize,
+pub struct LayerLayout {
+    pub wo: usize,
+    pub w13: usize,
+    pub w2: usize,
+    pub n_bytes: usize,
 }
 
 struct Layer {
@@ -140,21 +149,46 @@ impl Decoder {
         loader: &mut Loader<'a>,
         device: &Arc<Device>,
         weights: &'a Weights,
-        whole_passes: bool,
+        options: &CudaOptions,
     ) -> Result<Self> {
         let p = weights.params;
         let d = p.decoder;
         pass::check(&d)?;
-        let head = device.alloc_zeros(matrix_bytes(p.vocab_size, d.dim))?;
-        loader.pack_tiles(&weights.tok_embeddings, head.address(), columns(d.dim), 0, -1)?;
-        let layout = LayerLayout::new(&d);
+        let library = match options.products {
+            Products::Own => None,
+            Products::CublasLt(options) => Library::open(device, options)
+                .map_err(|error| tracing::warn!("{error}; products are this program's own"))
+                .ok(),
+        };
+        let widths = library.as_ref().map(|_| Widths::new(&p));
+        let head = match &widths {
+            Some(widths) => widths.pack_head(loader, device, &weights.tok_embeddings)?,
+            None => {
+                let head = device.alloc_zeros(matrix_bytes(p.vocab_size, d.dim))?;
+                loader.pack_tiles(&weights.tok_embeddings, head.address(), columns(d.dim), 0, -1)?;
+                head
+            }
+        };
+        let layout = widths.as_ref().map_or_else(|| LayerLayout::new(&d), Widths::layer);
         let mut layers = Vec::with_capacity(d.n_layers);
         for w in &weights.decoder {
             let matrices = device.alloc_zeros(layout.n_bytes)?;
-            layout.pack(loader, &d, w, matrices.address())?;
+            match &widths {
+                Some(widths) => widths.pack(loader, &d, w, matrices.address())?,
+                None => layout.pack(loader, &d, w, matrices.address())?,
+            }
             let (attention_norm, ffn_norm) = (loader.vector(&w.attention_norm)?, loader.vector(&w.ffn_norm)?);
             layers.push(Layer { attention_norm, ffn_norm, matrices });
         }
+        let scratch = Scratch::new(device, &d)?;
+        let addresses: Vec<_> = layers.iter().map(|layer| layer.matrices.address()).collect();
+        let library = match (library, widths) {
+            (Some(library), Some(widths)) => {
+                let residual = scratch.residual.address();
+                Some(LibraryPasses::new(device, library, widths, &addresses, head.address(), residual)?)
+            }
+            _ => None,
+        };
         Ok(Self {
             params: p,
             kernels: PassKernels::new(device)?,
@@ -162,10 +196,19 @@ impl Decoder {
             head,
             norm: loader.vector(&weights.norm)?,
             frequencies: super::frequencies(device, &d)?,
-            scratch: Scratch::new(device, &d)?,
-            whole_passes,
+            scratch,
+            layout,
+            library,
+            whole_passes: options.graphs,
+            logits_fused: options.logits_fused,
+            pass_rows: if options.prefill { PASS_ROWS } else { 1 },
             logits: None,
         })
+    }
+
+    /// Whether products are cuBLASLt's.
+    pub fn uses_cublaslt(&self) -> bool {
+        self.library.is_some()
     }
 
     /// Bytes of weights that one pass reads.
@@ -185,10 +228,10 @@ impl Decoder {
             let end = span.stream.position + span.inputs.len() as u64;
             span.stream.reserve(kernels.device(), &self.params.decoder, end, MAX_ROWS)?;
         }
-        if batch.iter().any(|span| span.n_top > 1) || trace.is_on() {
+        if batch.iter().any(|span| span.n_top > 1) || trace.is_on() || !self.logits_fused {
             self.reserve_logits(kernels.device())?;
         }
-        for ranges in passes(batch.iter().map(|span| span.inputs.len()), PASS_ROWS) {
+        for ranges in passes(batch.iter().map(|span| span.inputs.len()), self.pass_rows) {
             let due = batch.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty());
             self.pass(kernels.device(), &mut due.collect::<Vec<_>>(), trace)?;
         }
@@ -201,7 +244,7 @@ impl Decoder {
     }
 
     fn reserve_logits(&mut self, device: &Arc<Device>) -> Result<()> {
-        if self.logits.is_none() {
+        if self.logits.is_none() && self.library.is_none() {
             self.logits = Some(device.alloc(MAX_ROWS * self.params.vocab_size * 4)?);
         }
         Ok(())
@@ -216,17 +259,23 @@ impl Decoder {
         let vocab = self.params.vocab_size;
         let (n_rows, n_wanted) = self.fill(pass);
         let n_top = pass.iter().map(|(span, _)| span.n_top).max().unwrap_or(1);
-        let all_logits = n_top > 1 || trace.is_on();
+        let all_logits = n_top > 1 || trace.is_on() || !self.logits_fused;
         // SAFETY: both blocks have that size, and the host's is not written to before the pass is over.
         unsafe { device.upload(self.scratch.input.address(), self.scratch.host.as_slice())? };
         self.launch(n_rows, n_wanted, all_logits, trace)?;
 
         let mut logits = Vec::new();
         if all_logits && n_wanted > 0 {
-            logits = vec![0f32; n_wanted * vocab];
-            let from = self.logits.as_ref().expect("reserved").address();
-            // SAFETY: the buffer holds PASS_ROWS rows.
+            let (from, width) = match &self.library {
+                Some(library) => (library.logits.address(), library.widths.n_vocab()),
+                None => (self.logits.as_ref().expect("reserved").address(), vocab),
+            };
+            logits = vec![0f32; n_wanted * width];
+            // SAFETY: the buffer holds MAX_ROWS rows of that width.
             unsafe { device.download(bytes_of_mut(&mut logits), from)? };
+            if width > vocab {
+                logits = logits.chunks_exact(width).flat_map(|row| &row[..vocab]).copied().collect();
+            }
             trace.values("logits", 0, &logits, vocab);
         }
         let best = &mut self.scratch.best_host.as_mut_slice()[..n_wanted];
@@ -240,7 +289,7 @@ impl Decoder {
             for &best in best.by_ref().take(inputs.end - from) {
                 let logits = logits.next();
                 let prediction = match logits {
-                    Some(logits) if span.n_top > 1 => predict(logits, span.n_top)?,
+                    Some(logits) if span.n_top > 1 || !self.logits_fused => predict(logits, span.n_top)?,
                     _ => Prediction { id: top1(best)?, top: Vec::new() },
                 };
                 span.predictions.push(prediction);
@@ -288,7 +337,7 @@ impl Decoder {
 
     fn parameters(&self, all_logits: bool) -> Pass {
         let (d, s) = (&self.params.decoder, &self.scratch);
-        let layout = LayerLayout::new(d);
+        let layout = &self.layout;
         let input = s.input.address();
         let mut layers = [PassLayer::default(); MAX_LAYERS];
         for (to, layer) in layers.iter_mut().zip(&self.layers) {
@@ -346,6 +395,12 @@ impl Decoder {
         let phases = Phases { n_layers: d.n_layers };
         let index = self.kernels.index(n_rows);
         let head_index = self.kernels.index(n_wanted);
+        if let Some(library) = &self.library {
+            let residual = &self.scratch.residual;
+            let traced = |layer| trace.f32("decoder_layer", layer, residual, n_rows, padded(d.dim), d.dim);
+            // SAFETY: as below.
+            return unsafe { library.launch(&self.kernels, &pass, n_rows, n_wanted, traced) };
+        }
         // SAFETY: the scratch memory holds MAX_ROWS rows of every width used here, the rows' addresses are those of open
         // streams whose rings hold their positions, and matrices have the sizes that the parameters say.
         let run = |index: usize, phases: Range<usize>| unsafe { self.kernels.launch(index, &pass, phases) };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
+use crate::backend::CudaOptions;
 use crate::{Error, Result};
 
 /// CUDA 13.0: what the kernels are compiled with, so the oldest driver that loads them.
@@ -18,6 +19,9 @@ const MIN_CAPABILITY: (i32, i32) = (8, 0);
 
 /// Compute capability from which kernels can wait inside for those before them (see `wait_for_previous`).
 const FIRST_OVERLAPPING: (i32, i32) = (9, 0);
+
+/// Memory is page-locked in pieces of this.
+const PAGE: usize = 4096;
 
 /// A device address; 0 is null.
 pub type Address = u64;
@@ -71,6 +75,8 @@ pub struct Device {
     pub n_multiprocessors: u32,
     /// Shared memory that a block may ask for.
     pub shared_bytes: u32,
+    /// Whether memory comes from the driver's pool.
+    pooled: bool,
     /// Whether a kernel may start before the one before it has ended.
     overlaps: bool,
 }
@@ -119,13 +125,17 @@ fn checked(ordinal: usize) -> std::result::Result<(), String> {
 
 impl Device {
     /// Opens a GPU and loads these fatbins onto it.
-    pub fn open(ordinal: usize, fatbins: &[&[u8]]) -> Result<Arc<Self>> {
+    pub fn open(options: &CudaOptions, fatbins: &[&[u8]]) -> Result<Arc<Self>> {
+        let ordinal = options.ordinal;
         probe(ordinal).map_err(Error::Backend)?;
         let context = CudaContext::new(ordinal).map_err(failed("cannot open the GPU"))?;
         // SAFETY: no slice of cudarc's is used on more than one stream: none is used at all.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("cannot create a stream"))?;
-        keep_freed_memory(ordinal)?;
+        let pooled = options.mempool && has_pool(&context)?;
+        if pooled {
+            keep_freed_memory(ordinal)?;
+        }
         let modules = fatbins
             .iter()
             .map(|bytes| context.load_module(Ptx::from_binary(bytes.to_vec())))
@@ -141,7 +151,7 @@ impl Device {
         let capability = context.compute_capability().map_err(failed("cannot ask for the GPU's capability"))?;
         let overlaps = capability >= FIRST_OVERLAPPING;
         let (n_multiprocessors, shared_bytes) = (n as u32, shared as u32);
-        Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors, shared_bytes, overlaps }))
+        Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors, shared_bytes, pooled, overlaps }))
     }
 
     /// Makes this GPU the calling thread's; every entry into the backend does that first.
@@ -262,8 +272,12 @@ impl Device {
 
     /// Memory with undefined contents.
     pub fn alloc(self: &Arc<Self>, n_bytes: usize) -> Result<Buffer> {
+        let size = n_bytes.max(16);
         // SAFETY: the stream is valid. The buffer keeps the device open.
-        let address = unsafe { result::malloc_async(self.stream.cu_stream(), n_bytes.max(16)) }.map_err(|e| {
+        let address = unsafe {
+            if self.pooled { result::malloc_async(self.stream.cu_stream(), size) } else { result::malloc_sync(size) }
+        };
+        let address = address.map_err(|e| {
             let free = self.memory().map_or(0, |(free, _)| free);
             let mib = |n: usize| n >> 20;
             let (wanted, free) = (mib(n_bytes), mib(free));
@@ -355,6 +369,17 @@ impl Device {
         self.stream.record_event(None).map_err(failed("cannot record an event"))
     }
 
+    /// An event after all work so far that tells the time.
+    pub fn mark_time(&self) -> Result<cudarc::driver::CudaEvent> {
+        let timed = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        self.stream.record_event(Some(timed)).map_err(failed("cannot record an event"))
+    }
+
+    /// The stream that everything runs on, for libraries.
+    pub fn raw_stream(&self) -> sys::CUstream {
+        self.stream.cu_stream()
+    }
+
     /// Turns what `work` launches into a graph instead of running it.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -365,6 +390,12 @@ impl Device {
         let graph = graph.map_err(failed("cannot build a graph"))?;
         graph.map(Graph).ok_or_else(|| Error::Backend("CUDA: a graph without work".into()))
     }
+}
+
+/// Whether the driver has a pool that memory can be taken from in the stream's order.
+fn has_pool(context: &CudaContext) -> Result<bool> {
+    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+    Ok(context.attribute(attribute).map_err(failed("cannot ask for the memory pool"))? != 0)
 }
 
 /// Lets freed memory stay with the process: streams come and go.
@@ -392,7 +423,7 @@ impl Graph {
     }
 }
 
-/// Device memory, freed in the stream's order.
+/// Device memory, freed in the stream's order, or, without a pool, when all work so far is done.
 pub struct Buffer {
     address: Address,
     n_bytes: usize,
@@ -413,8 +444,15 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         // an error here was reported by the work that caused it
         let _ = self.device.context.bind_to_thread();
-        // SAFETY: allocated on this stream, and nothing launched from now on uses it.
-        let _ = unsafe { result::free_async(self.address, self.device.stream.cu_stream()) };
+        // SAFETY: allocated on this stream or for it, and nothing launched from now on uses it.
+        let _ = unsafe {
+            if self.device.pooled {
+                result::free_async(self.address, self.device.stream.cu_stream())
+            } else {
+                let _ = self.device.stream.synchronize();
+                result::free_sync(self.address)
+            }
+        };
     }
 }
 
@@ -460,6 +498,44 @@ impl<T> Drop for Pinned<T> {
         let _ = self.device.context.bind_to_thread();
         // SAFETY: allocated by `malloc_host`; copies from it are over, since whoever starts one waits for it.
         let _ = unsafe { result::free_host(self.pointer.cast()) };
+    }
+}
+
+/// Host memory of others that is page-locked for a while.
+pub struct Registered<'a> {
+    bytes: &'a [u8],
+    device: Arc<Device>,
+}
+
+impl<'a> Registered<'a> {
+    /// Page-locks the pages that lie wholly in `bytes`, which begins with one.
+    ///
+    /// # Errors
+    /// When the system has no way to, or not so much memory.
+    pub fn new(device: &Arc<Device>, bytes: &'a [u8]) -> Result<Self> {
+        let bytes = &bytes[..bytes.len() / PAGE * PAGE];
+        let pointer = bytes.as_ptr().cast_mut().cast();
+        // SAFETY: the memory is there as long as `bytes`, and is only read.
+        unsafe { sys::cuMemHostRegister_v2(pointer, bytes.len(), sys::CU_MEMHOSTREGISTER_READ_ONLY) }
+            .result()
+            .map_err(failed("cannot page-lock the weights"))?;
+        Ok(Self { bytes, device: device.clone() })
+    }
+
+    /// Whether these bytes are among them.
+    pub fn contains(&self, bytes: &[u8]) -> bool {
+        let (own, other) = (self.bytes.as_ptr_range(), bytes.as_ptr_range());
+        own.start <= other.start && other.end <= own.end
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        // copies from it may be under way
+        let _ = self.device.context.bind_to_thread();
+        let _ = self.device.stream.synchronize();
+        // SAFETY: registered in `new`.
+        let _ = unsafe { sys::cuMemHostUnregister(self.bytes.as_ptr().cast_mut().cast()) };
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::device::{Address, Device, Kernel};
 use crate::Result;
+use crate::backend::CudaOptions;
 use crate::{Error, model::params::TransformerParams};
 
 /// Keys of a block and queries of a tile in encoder attention.
@@ -155,6 +156,17 @@ pub struct Pack {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+pub struct PackRows {
+    pub source: Address,
+    pub destination: Address,
+    pub rows: i32,
+    pub columns: i32,
+    pub first_row: i32,
+    pub k: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct PackTiles {
     pub source: Address,
     pub destination: Address,
@@ -196,17 +208,19 @@ pub struct Kernels {
     encoder_attention: Vec<Kernel>,
     pack: Kernel,
     pack_tiles: Kernel,
+    pack_rows: Kernel,
     widen: Kernel,
 }
 
 /// The compiled `kernels/*.cu`, with the index of each.
-const FATBINS: [&[u8]; 6] = [
+const FATBINS: [&[u8]; 7] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/gemm.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/pack.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/encoder_attention.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/decoder.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/decoder_pack.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/decoder_steps.fatbin")),
 ];
 const GEMM: usize = 0;
 const ROWS: usize = 1;
@@ -214,6 +228,7 @@ const PACK: usize = 2;
 const ENCODER_ATTENTION: usize = 3;
 pub const DECODER: usize = 4;
 const DECODER_PACK: usize = 5;
+pub const DECODER_STEPS: usize = 6;
 
 /// The error for a model of a shape that the kernels are not made for.
 pub fn unsupported<T>(what: String) -> Result<T> {
@@ -226,11 +241,11 @@ fn encoder_attention_bytes(head_dim: usize) -> u32 {
 
 impl Kernels {
     /// Opens a GPU and prepares all kernels but the decoder's for heads of this stack.
-    pub fn open(ordinal: usize, encoder: &TransformerParams) -> Result<Self> {
+    pub fn open(options: &CudaOptions, encoder: &TransformerParams) -> Result<Self> {
         if !HEAD_DIMS.contains(&encoder.head_dim) {
             return unsupported(format!("encoder head_dim is {}, supported are {HEAD_DIMS:?}", encoder.head_dim));
         }
-        let device = Device::open(ordinal, &FATBINS)?;
+        let device = Device::open(options, &FATBINS)?;
         let gemm = |name, bn: u32, bm: u32, threads, bk: u32, stages: u32| {
             let shared_bytes = stages * (bn + bm) * bk * 2;
             Ok(GemmShape { kernel: device.kernel(GEMM, name, shared_bytes)?, bn, bm, threads, shared_bytes })
@@ -255,6 +270,7 @@ impl Kernels {
             keep_keys: device.kernel(ROWS, "keep_keys", 0)?,
             encoder_attention: attention.into_iter().collect::<Result<_>>()?,
             pack_tiles: device.kernel(DECODER_PACK, "pack_tiles", 0)?,
+            pack_rows: device.kernel(DECODER_STEPS, "pack_rows", 0)?,
             pack: device.kernel(PACK, "pack", 0)?,
             widen: device.kernel(PACK, "widen", 0)?,
             device,
@@ -338,6 +354,13 @@ impl Kernels {
     pub unsafe fn pack_tiles(&self, a: &PackTiles) -> Result<()> {
         let grid = [(a.columns as u32).div_ceil(2 * 256 * 4).max(1), a.rows as u32, 1];
         unsafe { self.device.launch(&self.pack_tiles, grid, 256, 0, a) }
+    }
+
+    /// # Safety
+    /// As for [`gemm`](Self::gemm).
+    pub unsafe fn pack_rows(&self, a: &PackRows) -> Result<()> {
+        let grid = [(a.columns as u32).div_ceil(256 * 4).max(1), a.rows as u32, 1];
+        unsafe { self.device.launch(&self.pack_rows, grid, 256, 0, a) }
     }
 
     /// # Safety

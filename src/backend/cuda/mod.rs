@@ -5,10 +5,13 @@
 //! row it belongs to, so a row's bits do not change with the number of rows, their company, or whether launches come from
 //! a graph.
 
+mod cublaslt;
 mod decoder;
 mod device;
 mod encoder;
+mod export;
 mod launch;
+mod library_pass;
 mod pass;
 mod stream;
 mod weights;
@@ -67,6 +70,11 @@ impl Cuda {
         self.encoder.n_bytes() as u64
     }
 
+    /// Whether the decoder's products are cuBLASLt's.
+    pub fn uses_cublaslt(&self) -> bool {
+        self.decoder.uses_cublaslt()
+    }
+
     /// `1 + ada` of every layer, `[n_layers, dim]`; see the CPU backend.
     fn ffn_scale(&mut self, delay: Delay) -> Result<Arc<Buffer>> {
         if let Some(scale) = self.ffn_scales.get(&delay.tokens()) {
@@ -101,15 +109,15 @@ impl Backend for Cuda {
 
     fn load(weights: &Weights, options: &BackendOptions) -> Result<Self> {
         let p = &weights.params;
-        let use_graphs = options.cuda.graphs;
-        let kernels = Kernels::open(options.cuda.ordinal, &p.encoder)?;
+        let kernels = Kernels::open(&options.cuda, &p.encoder)?;
         let device = kernels.device();
         let start = std::time::Instant::now();
         let mut loader = Loader::new(&kernels)?;
-        let decoder = Decoder::load(&mut loader, device, weights, use_graphs)?;
+        loader.register(weights.mapped(), options.cuda.host_register_bytes);
+        let decoder = Decoder::load(&mut loader, device, weights, &options.cuda)?;
         let (free, _) = device.memory()?;
         let rows = (free / BYTES_PER_ROW).clamp(MIN_ROWS, MAX_ROWS) / 256 * 256;
-        let encoder = Encoder::load(&mut loader, device, weights, rows, use_graphs)?;
+        let encoder = Encoder::load(&mut loader, device, weights, rows, options.cuda.graphs)?;
         loader.flush()?;
         device.finish()?;
         let gigabytes = loader.n_bytes as f64 / 1e9;

@@ -112,6 +112,11 @@ impl Phases {
         first..first + LAYER_PHASES
     }
 
+    pub fn attention(self, layer: usize) -> Range<usize> {
+        let first = 2 + LAYER_PHASES * layer;
+        first..first + 1
+    }
+
     pub fn head(self) -> Range<usize> {
         let first = 1 + LAYER_PHASES * self.n_layers;
         first..first + 1

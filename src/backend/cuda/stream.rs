@@ -126,6 +126,44 @@ impl CudaStream {
         Ok((0..p.n_layers).map(|layer| [plane(2 * layer), plane(2 * layer + 1)]).collect())
     }
 
+    /// Last two mel frames, `[2, n_mels]`, and last row of the first convolution, `[dim]`.
+    pub fn encoder_tails(&self, device: &Device, dim: usize) -> Result<[Vec<f32>; 2]> {
+        let mut conv = vec![0u16; dim];
+        // SAFETY: the buffer holds so many numbers.
+        unsafe { device.download(bytes_of_mut(&mut conv), self.conv_tail.address())? };
+        let widen = |numbers: &[u16]| numbers.iter().map(|&bits| f16::from_bits(bits).to_f32()).collect();
+        Ok([widen(&self.mel_tail), widen(&conv)])
+    }
+
+    /// Keys and values of the encoder rows from `first` on, for each layer: `[n_rows, kv_dim]`. `first` must be in the
+    /// ring still, whose slots [`encoder_slots`] says.
+    pub fn encoder_kv(&self, device: &Device, p: &TransformerParams, first: u64) -> Result<Vec<[Vec<f32>; 2]>> {
+        let (n_slots, kv_dim) = (encoder_slots(p), p.kv_dim());
+        assert!(self.n_encoded_rows - first <= n_slots as u64, "rows that are gone");
+        let mut ring = vec![0u16; p.n_layers * 2 * n_slots * kv_dim];
+        // SAFETY: that is the ring's size.
+        unsafe { device.download(bytes_of_mut(&mut ring), self.encoder_ring.address())? };
+        let plane = |i: usize| {
+            let slots = (first..self.n_encoded_rows).map(|position| (position % n_slots as u64) as usize);
+            let rows = slots.flat_map(|slot| &ring[(i * n_slots + slot) * kv_dim..][..kv_dim]);
+            rows.map(|&bits| f16::from_bits(bits).to_f32()).collect()
+        };
+        Ok((0..p.n_layers).map(|layer| [plane(2 * layer), plane(2 * layer + 1)]).collect())
+    }
+
+    /// The position of the first embedding that is kept, and all of them, `[n, dim]`.
+    pub fn kept_embeddings(&self, device: &Device, dim: usize) -> Result<(u64, Vec<f32>)> {
+        let mut kept = Vec::new();
+        for embeddings in &self.embeddings {
+            let width = embeddings.buffer.n_bytes() / 4 / embeddings.n;
+            let mut rows = vec![0f32; embeddings.n * width];
+            // SAFETY: that is the buffer's size.
+            unsafe { device.download(bytes_of_mut(&mut rows), embeddings.buffer.address())? };
+            kept.extend(rows.chunks_exact(width).flat_map(|row| &row[..dim]));
+        }
+        Ok((self.first_embedding(), kept))
+    }
+
     /// Adds embeddings, `[n, dim]`.
     pub fn push_embeddings(&mut self, buffer: Buffer, n: usize) {
         self.embeddings.push_back(Embeddings { first: self.n_embeddings, n, buffer });

@@ -7,8 +7,8 @@
 use cudarc::driver::CudaEvent;
 use rayon::prelude::*;
 
-use super::device::{Address, Buffer, Pinned};
-use super::launch::{Kernels, Pack, PackTiles, Widen};
+use super::device::{Address, Buffer, Pinned, Registered};
+use super::launch::{Kernels, Pack, PackRows, PackTiles, Widen};
 use crate::Result;
 use crate::model::params::{DOWNSAMPLE, TransformerParams};
 use crate::model::weights::{ConvWeights, LayerWeights, Tensor};
@@ -80,6 +80,7 @@ struct Place {
 enum Job {
     Pack(Pack),
     PackTiles(PackTiles),
+    PackRows(PackRows),
     Widen(Widen),
 }
 
@@ -99,6 +100,8 @@ pub struct Loader<'a> {
     filled: usize,
     copies: Vec<(&'a [u8], usize)>,
     jobs: Vec<Job>,
+    /// Part of the file that needs no staging.
+    registered: Option<Registered<'a>>,
     pub n_bytes: usize,
 }
 
@@ -108,7 +111,25 @@ impl<'a> Loader<'a> {
         let block =
             |_| Ok(Block { host: Pinned::new(device, BLOCK_BYTES)?, device: device.alloc(BLOCK_BYTES)?, done: None });
         let blocks = (0..N_BLOCKS).map(block).collect::<Result<_>>()?;
-        Ok(Self { kernels, blocks, current: 0, filled: 0, copies: Vec::new(), jobs: Vec::new(), n_bytes: 0 })
+        Ok(Self {
+            kernels,
+            blocks,
+            current: 0,
+            filled: 0,
+            copies: Vec::new(),
+            jobs: Vec::new(),
+            registered: None,
+            n_bytes: 0,
+        })
+    }
+
+    /// Page-locks the first `n_bytes` of the mapped file, so that they need no staging; where that is refused they have it.
+    pub fn register(&mut self, mapped: &'a [u8], n_bytes: u64) {
+        let n_bytes = usize::try_from(n_bytes).unwrap_or(usize::MAX).min(mapped.len());
+        if n_bytes > 0 {
+            let registered = Registered::new(self.kernels.device(), &mapped[..n_bytes]);
+            self.registered = registered.map_err(|error| tracing::warn!("{error}; loading goes on without")).ok();
+        }
     }
 
     /// All layers of a stack.
@@ -244,6 +265,24 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// Puts a matrix from row `first_row` on into one of `k` columns that holds zeros.
+    pub fn pack_rows(&mut self, tensor: &'a Tensor, destination: Address, k: usize, first_row: usize) -> Result<()> {
+        let columns = tensor.shape()[1];
+        let per_block = (BLOCK_BYTES / (2 * columns)).clamp(1, MAX_ROWS);
+        for (i, bytes) in tensor.data().as_flattened().chunks(per_block * columns * 2).enumerate() {
+            let source = self.stage(bytes)?;
+            self.jobs.push(Job::PackRows(PackRows {
+                source,
+                destination,
+                rows: (bytes.len() / (2 * columns)) as i32,
+                columns: columns as i32,
+                first_row: (first_row + i * per_block) as i32,
+                k: k as i32,
+            }));
+        }
+        Ok(())
+    }
+
     fn widen(&mut self, tensor: &'a Tensor, destination: Address) -> Result<()> {
         let source = self.stage(tensor.data().as_flattened())?;
         self.jobs.push(Job::Widen(Widen { source, destination, n: tensor.data().len() as i32 }));
@@ -272,6 +311,16 @@ impl<'a> Loader<'a> {
         if let Some(done) = block.done.take() {
             done.synchronize().map_err(super::device::failed("loading weights"))?;
         }
+        let is_registered =
+            |&(source, _): &(&[u8], usize)| self.registered.as_ref().is_some_and(|r| r.contains(source));
+        let direct = self.copies.iter().all(is_registered);
+        if direct {
+            for &(source, to) in &self.copies {
+                // SAFETY: the block is as large on the device; the source is mapped as long as the loader lives.
+                unsafe { device.upload(block.device.address() + to as u64, source)? };
+            }
+            self.copies.clear();
+        }
         // the copies are in order and don't overlap: each gets the part of the block up to the next
         let mut rest = &mut block.host.as_mut_slice()[..filled];
         let mut at = 0;
@@ -285,11 +334,14 @@ impl<'a> Loader<'a> {
         // SAFETY: the block is as large on the device, and isn't written to before `done`. The jobs were planned for
         // matrices and vectors of their shapes.
         unsafe {
-            device.upload(block.device.address(), &block.host.as_slice()[..filled])?;
+            if !direct {
+                device.upload(block.device.address(), &block.host.as_slice()[..filled])?;
+            }
             for job in &self.jobs {
                 match job {
                     Job::Pack(pack) => self.kernels.pack(pack)?,
                     Job::PackTiles(pack) => self.kernels.pack_tiles(pack)?,
+                    Job::PackRows(pack) => self.kernels.pack_rows(pack)?,
                     Job::Widen(widen) => self.kernels.widen(widen)?,
                 }
             }
