@@ -10,6 +10,8 @@ mod error;
 pub mod model;
 pub mod output;
 
-pub use engine::{Alternative, Engine, Event, Session, SessionOptions, Stats, Token, TokenKind};
+pub use engine::{
+    Alternative, Engine, Event, Gap, GapGuard, SecondLook, Session, SessionOptions, Stats, Token, TokenKind,
+};
 pub use error::{Error, Result};
 pub use model::{Delay, Model};

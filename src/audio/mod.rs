@@ -7,10 +7,12 @@ mod mp4;
 mod opus;
 mod reader;
 mod resample;
+mod speech;
 mod track;
 mod wav;
 
 pub use reader::AudioReader;
+pub use speech::speech_ms;
 
 use crate::{Error, Result};
 
@@ -31,6 +33,9 @@ pub fn check_samples(samples: &[f32], index: u64) -> Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+pub(crate) use speech::tests as speech_tests;
 
 #[cfg(test)]
 mod tests {

@@ -4,8 +4,9 @@ mod input;
 mod knobs;
 mod options;
 mod report;
+mod sink;
 
-use std::io::{self, ErrorKind, IsTerminal as _, Write};
+use std::io::{self, ErrorKind, IsTerminal as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,16 +15,18 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
+use voxtral::audio::SAMPLE_RATE;
 use voxtral::backend::Backend;
 use voxtral::backend::cpu::Cpu;
 #[cfg(cuda_kernels)]
 use voxtral::backend::{cuda::Cuda, handover::Handover};
-use voxtral::output::{Style, TranscriptWriter};
-use voxtral::{Engine, Event, Model, Session};
+use voxtral::output::Timings;
+use voxtral::{Engine, Event, Model, Session, Stats};
 
 use self::input::{PcmStream, silence_decoder_panics};
 use self::options::{Device, Input, Options, Verbosity};
 use self::report::{Progress, monitor, monitor_restart, print_timings, say};
+use self::sink::{Sink, Summary};
 
 const FAILED: u8 = 1;
 const INTERRUPTED: u8 = 130;
@@ -165,7 +168,7 @@ fn transcribe<B: Backend>(
     let before = engine.stats();
     let mut pcm = PcmStream::start(input, options.raw)?;
     let mut session = engine.open(&options.session)?;
-    let mut writer = TranscriptWriter::new(io::stdout(), options.style);
+    let mut sink = Sink::start(&options.output, input, &options.model, session.delay().ms(), &[None])?;
     let progress = Progress::start(options.verbosity == Verbosity::Normal && !options.monitor);
 
     let mut samples = Vec::new();
@@ -189,7 +192,7 @@ fn transcribe<B: Backend>(
             if options.monitor {
                 monitor(engine.stats() - stats);
             }
-            write_events(&mut session, &mut writer, &progress, options)?;
+            write_events(&mut session, &mut sink, &progress, options)?;
             if !worked {
                 break;
             }
@@ -198,11 +201,9 @@ fn transcribe<B: Backend>(
     }
     progress.clear();
     let n_samples = session.n_samples();
-    // one line of ids for every input
-    if n_samples > 0 || options.style == Style::TokenIds {
-        writer.finish()?;
-    }
     let wall = start.elapsed();
+    let error = heard.as_ref().err().map(ToString::to_string);
+    sink.finish(Summary { n_samples, timings: timings(engine.stats() - before, n_samples, wall), error })?;
     tracing::debug!(n_samples, ?wall, "transcribed");
     if options.print_timings {
         print_timings(engine.stats() - before, n_samples, wall, engine.decoder_bytes());
@@ -214,9 +215,14 @@ fn transcribe<B: Backend>(
     Ok(())
 }
 
+fn timings(stats: Stats, n_samples: u64, wall: Duration) -> Timings {
+    let [wall, encoder, decoder] = [wall, stats.encoder, stats.decoder].map(|time| time.as_secs_f64());
+    Timings { wall, encoder, decoder, xrt: n_samples as f64 / f64::from(SAMPLE_RATE) / wall.max(1e-9) }
+}
+
 fn write_events<B: Backend>(
     session: &mut Session<B>,
-    writer: &mut TranscriptWriter<impl Write>,
+    sink: &mut Sink<'_>,
     progress: &Progress,
     options: &Options,
 ) -> io::Result<()> {
@@ -227,15 +233,10 @@ fn write_events<B: Backend>(
                 monitor_restart();
             }
         }
-        let writes = match &event {
-            Event::Token(token) => options.style == Style::TokenIds || !token.text.is_empty(),
-            Event::End { text } => !text.is_empty(),
-            Event::Restart { .. } => false,
-        };
-        if writes {
+        if sink.shows(&event) {
             progress.give_way();
         }
-        writer.event(&event)?;
+        sink.event(0, &event)?;
     }
     Ok(())
 }

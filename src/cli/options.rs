@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use voxtral::backend::{BackendOptions, CudaOptions};
-use voxtral::output::Style;
+use voxtral::output::{Format, Layout, Style};
 use voxtral::{Delay, SessionOptions};
 
 use super::knobs;
@@ -64,8 +64,28 @@ struct Arguments {
     alt: Option<f32>,
 
     /// Print token ids instead of text, special ones included, one line per input
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["format", "output"])]
     tokens: bool,
+
+    /// What to write: txt, json, jsonl (live), srt, vtt, tsv, lrc or all; may be repeated [default: txt]
+    #[arg(short = 'f', long, value_name = "FORMAT", value_delimiter = ',', value_parser = formats)]
+    format: Vec<Formats>,
+
+    /// Where to write: a file, a directory for NAME.FORMAT of every input, or - for stdout [default: -]
+    #[arg(short = 'o', long, value_name = "PATH")]
+    output: Option<PathBuf>,
+
+    /// Columns in a line of subtitles
+    #[arg(long, value_name = "N", default_value = "42", value_parser = clap::value_parser!(u16).range(8..=1000))]
+    max_line_width: u16,
+
+    /// Lines of subtitles shown at a time
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u8).range(1..=20))]
+    max_line_count: u8,
+
+    /// The longest segment [default: 7 in subtitles, 30 elsewhere]
+    #[arg(long, value_name = "SECS", value_parser = segment_seconds)]
+    max_segment_seconds: Option<Duration>,
 
     /// Where to compute: auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of that number
     #[arg(long, default_value = "auto", value_parser = device)]
@@ -86,6 +106,30 @@ struct Arguments {
     /// Show work as symbols on stderr: ▶ encoder, · decoder pass, ▪ one slower than real time, ↺ fresh start
     #[arg(long)]
     monitor: bool,
+}
+
+/// A format as it is named on the command line, where one name may stand for all.
+#[derive(Debug, Clone)]
+struct Formats(Vec<Format>);
+
+/// What is written, and where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    /// At least one, each once.
+    pub formats: Vec<Format>,
+    pub target: Target,
+    pub layout: Layout,
+    /// What txt shows.
+    pub style: Style,
+}
+
+/// Where transcripts go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    Stdout,
+    File(PathBuf),
+    /// A file for each input and format.
+    Dir(PathBuf),
 }
 
 /// A device to run on.
@@ -127,7 +171,7 @@ pub struct Options {
     pub inputs: Vec<Input>,
     pub raw: bool,
     pub session: SessionOptions,
-    pub style: Style,
+    pub output: Output,
     pub device: Device,
     pub backend: BackendOptions,
     pub verbosity: Verbosity,
@@ -167,12 +211,20 @@ impl Options {
             return Err(usage("stdin can be read only once"));
         }
         let (cuda, warnings) = knobs::read(&environment);
+        let style = if a.tokens { Style::TokenIds } else { Style::Text };
+        let layout = Layout {
+            max_line_width: a.max_line_width.into(),
+            max_line_count: a.max_line_count.into(),
+            max_segment_ms: a.max_segment_seconds.map(|length| length.as_millis() as u64),
+        };
+        let output = output(&a.format, a.output, inputs.len(), layout, style).map_err(|text| usage(&text))?;
+        let probabilities = output.formats.iter().any(|format| format.shows_probabilities());
         Ok(Self {
             model: a.model,
             inputs,
             raw: a.raw,
-            session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt, probabilities: false },
-            style: if a.tokens { Style::TokenIds } else { Style::Text },
+            session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt, probabilities },
+            output,
             device: a.device.device,
             backend: BackendOptions {
                 threads: a.threads.map(usize::from),
@@ -188,6 +240,50 @@ impl Options {
             warnings,
         })
     }
+}
+
+/// What to write for this many inputs.
+fn output(
+    formats: &[Formats],
+    path: Option<PathBuf>,
+    n_inputs: usize,
+    layout: Layout,
+    style: Style,
+) -> Result<Output, String> {
+    let mut formats: Vec<_> = formats.iter().flat_map(|Formats(formats)| formats).copied().collect();
+    formats.sort_unstable();
+    formats.dedup();
+    let target = match path {
+        None => Target::Stdout,
+        Some(path) if path.as_os_str() == "-" => Target::Stdout,
+        Some(path) if path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/") => Target::Dir(path),
+        Some(path) if cfg!(windows) && path.as_os_str().as_encoded_bytes().ends_with(b"\\") => Target::Dir(path),
+        Some(path) => {
+            // a file says by its name what is in it
+            let named = path.extension().and_then(|name| name.to_str()?.to_lowercase().parse().ok());
+            match (named, formats.len(), n_inputs) {
+                (Some(format), 0, 1) => {
+                    formats.push(format);
+                    Target::File(path)
+                }
+                (_, 0 | 1, 1) => Target::File(path),
+                (None, ..) => Target::Dir(path),
+                (Some(_), ..) => {
+                    return Err(format!("{} is one file for several transcripts: name a directory", path.display()));
+                }
+            }
+        }
+    };
+    if formats.is_empty() {
+        formats.push(Format::Txt);
+    }
+    if target == Target::Stdout && formats.len() > 1 {
+        return Err("several formats need -o DIR: stdout takes one".into());
+    }
+    if target == Target::Stdout && n_inputs > 1 && !matches!(formats[0], Format::Txt | Format::Json | Format::Jsonl) {
+        return Err(format!("{} of several inputs needs -o DIR", formats[0].extension()));
+    }
+    Ok(Output { formats, target, layout, style })
 }
 
 /// Knobs that are read here.
@@ -248,6 +344,19 @@ fn delay(text: &str) -> Result<Delay, String> {
     Delay::from_ms(number(text)?).map_err(|_| "expected 80 to 2400".into())
 }
 
+fn formats(name: &str) -> Result<Formats, String> {
+    if name == "all" { Ok(Formats(Format::ALL.to_vec())) } else { Ok(Formats(vec![name.parse()?])) }
+}
+
+fn segment_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = number(text)?;
+    if (1.0..=3600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("expected 1 to 3600".into())
+    }
+}
+
 fn cutoff(text: &str) -> Result<f32, String> {
     let cutoff = number(text)? as f32;
     if (0.0..=1.0).contains(&cutoff) { Ok(cutoff) } else { Err("expected 0 to 1".into()) }
@@ -267,7 +376,9 @@ mod tests {
         let o = parse("-d m -i a.wav b.wav", &[]).unwrap();
         assert_eq!(o.inputs, ["a.wav", "b.wav"].map(|f| Input::File(f.into())));
         assert_eq!((o.session.interval, o.session.delay), (Duration::from_secs(2), None));
-        assert_eq!((o.style, o.device, o.verbosity), (Style::Text, Device::Auto, Verbosity::Normal));
+        assert_eq!((o.output.style, o.device, o.verbosity), (Style::Text, Device::Auto, Verbosity::Normal));
+        assert_eq!((o.output.formats, o.output.target), (vec![Format::Txt], Target::Stdout));
+        assert_eq!((o.output.layout, o.session.probabilities), (Layout::default(), false));
         assert!(!o.print_timings && !o.raw && !o.monitor);
     }
 
@@ -277,9 +388,31 @@ mod tests {
             parse("-d m --stdin --raw -I 0.08 --delay 2400 --threads 3 --tokens --device cpu --silent", &[]).unwrap();
         assert_eq!((o.inputs, o.raw), (vec![Input::Stdin], true));
         assert_eq!((o.session.interval, o.session.delay.unwrap().tokens()), (Duration::from_millis(80), 30));
-        assert_eq!((o.backend.threads, o.style), (Some(3), Style::TokenIds));
+        assert_eq!((o.backend.threads, o.output.style), (Some(3), Style::TokenIds));
         assert_eq!(parse("-d m -i -", &[]).unwrap().inputs, [Input::Stdin]);
         assert_eq!(parse("-d m a --alt 0.5", &[]).unwrap().session.alternatives, Some(0.5));
+    }
+
+    #[test]
+    fn formats_and_where_they_go() {
+        let output = |line: &str| parse(&format!("-d m {line}"), &[]).map(|o| (o.output.formats, o.output.target));
+        let file = |path: &str| Target::File(path.into());
+        let dir = |path: &str| Target::Dir(path.into());
+        use Format::{Json, Srt, Txt, Vtt};
+        assert_eq!(output("a -f srt").unwrap(), (vec![Srt], Target::Stdout));
+        assert_eq!(output("a -f json -o -").unwrap(), (vec![Json], Target::Stdout));
+        assert_eq!(output("a -o b.SRT").unwrap(), (vec![Srt], file("b.SRT")));
+        assert_eq!(output("a -o b.srt -f vtt").unwrap(), (vec![Vtt], file("b.srt")));
+        assert_eq!(output("a -o b").unwrap(), (vec![Txt], file("b")));
+        assert_eq!(output("a -o b/").unwrap(), (vec![Txt], dir("b/")));
+        assert_eq!(output("a -o src").unwrap(), (vec![Txt], dir("src")));
+        assert_eq!(output("a b -o c").unwrap(), (vec![Txt], dir("c")));
+        assert_eq!(output("a -o c -f vtt,srt -f vtt").unwrap(), (vec![Srt, Vtt], dir("c")));
+        assert_eq!(output("a -o c -f all").unwrap().0, Format::ALL);
+        assert!(parse("-d m a -f json", &[]).unwrap().session.probabilities);
+        let o = parse("-d m a --max-line-width 30 --max-line-count 1 --max-segment-seconds 2.5", &[]).unwrap();
+        let expected = Layout { max_line_width: 30, max_line_count: 1, max_segment_ms: Some(2500) };
+        assert_eq!(o.output.layout, expected);
     }
 
     #[test]
@@ -324,6 +457,18 @@ mod tests {
             "-d m a --alt 1.1",
             "-d m a --alt 0.5 --tokens",
             "-d m a --threads 0",
+            "-d m a -f mp3",
+            "-d m a -f txt,json",
+            "-d m a -f all",
+            "-d m a b -f srt",
+            "-d m a b -o c.srt",
+            "-d m a -o c.srt -f srt,vtt",
+            "-d m a --tokens -f json",
+            "-d m a --tokens -o b",
+            "-d m a --max-line-width 7",
+            "-d m a --max-line-count 0",
+            "-d m a --max-segment-seconds 0.5",
+            "-d m a --max-segment-seconds inf",
             "-d m a --device tpu",
             "-d m a --nonsense",
             "-d m a --silent --debug",

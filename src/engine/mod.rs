@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+mod guard;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use guard::{Gap, GapGuard, SecondLook};
 pub use session::{Alternative, Event, Session, SessionOptions, Token, TokenKind};
 use session::{Segment, Shared};
 

@@ -13,7 +13,7 @@ use super::jsonl;
 use super::segments::{Segment, Segmenter, mean_confidence};
 use super::words::{Word, WordBuilder};
 use crate::audio::SAMPLE_RATE;
-use crate::engine::Event;
+use crate::engine::{Event, Gap};
 
 /// A way to write a transcript.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ impl Format {
     }
 
     /// Writes a transcript.
-    pub fn write(self, transcript: &Transcript, layout: &Layout, out: &mut impl Write) -> io::Result<()> {
+    pub fn write(self, transcript: &Transcript, layout: &Layout, out: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Txt => txt(transcript, out),
             Self::Json => json(transcript, out),
@@ -99,22 +99,6 @@ pub struct Transcript {
     pub timings: Option<Timings>,
     /// What ended the input before its end.
     pub error: Option<String>,
-}
-
-/// A stretch of speech for which the model had no words.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Gap {
-    #[serde(rename = "start", serialize_with = "seconds")]
-    pub start_ms: u64,
-    #[serde(rename = "end", serialize_with = "seconds")]
-    pub end_ms: u64,
-    /// How much of it is speech.
-    #[serde(rename = "speech", serialize_with = "seconds")]
-    pub speech_ms: u64,
-    /// Whether a second run from clean state found words.
-    pub recovered: bool,
-    /// These words.
-    pub text: String,
 }
 
 /// How long the work took, in seconds.
@@ -173,7 +157,7 @@ impl Transcript {
     /// How much of the audio it covers.
     pub fn coverage(&self) -> Coverage {
         let read = self.n_samples as f64 / f64::from(SAMPLE_RATE);
-        let missed_ms: u64 = self.gaps.iter().filter(|gap| !gap.recovered).map(|gap| gap.speech_ms).sum();
+        let missed_ms: u64 = self.gaps.iter().filter(|gap| gap.text.is_empty()).map(|gap| gap.speech_ms).sum();
         let missed = (missed_ms as f64 / 1000.0).min(read);
         Coverage { read, transcribed: round_ms(read - missed), missed }
     }
@@ -238,7 +222,7 @@ impl TranscriptBuilder {
     }
 }
 
-fn txt(transcript: &Transcript, out: &mut impl Write) -> io::Result<()> {
+fn txt(transcript: &Transcript, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}", transcript.text())
 }
 
@@ -322,7 +306,7 @@ pub(super) struct SummaryJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "confidence")]
     pub confidence: Option<f32>,
     pub coverage: Coverage,
-    pub gaps: &'a [Gap],
+    pub gaps: Vec<GapJson<'a>>,
     /// Moments of fresh starts, in seconds.
     pub restarts: Vec<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -340,7 +324,7 @@ impl<'a> SummaryJson<'a> {
             text: transcript.text(),
             confidence: mean_confidence(transcript.words()),
             coverage: transcript.coverage(),
-            gaps: &transcript.gaps,
+            gaps: transcript.gaps.iter().map(GapJson::new).collect(),
             restarts: transcript.restarts_ms.iter().map(|&ms| ms as f64 / 1000.0).collect(),
             timings: transcript.timings,
             error: transcript.error.as_deref(),
@@ -348,7 +332,29 @@ impl<'a> SummaryJson<'a> {
     }
 }
 
-fn json(transcript: &Transcript, out: &mut impl Write) -> io::Result<()> {
+/// A gap as JSON shows it.
+#[derive(Serialize)]
+pub(super) struct GapJson<'a> {
+    #[serde(serialize_with = "seconds")]
+    start: u64,
+    #[serde(serialize_with = "seconds")]
+    end: u64,
+    /// How much of it sounds like speech.
+    #[serde(serialize_with = "seconds")]
+    speech: u64,
+    /// Whether a run from clean state found words, and which.
+    recovered: bool,
+    text: &'a str,
+}
+
+impl<'a> GapJson<'a> {
+    fn new(gap: &'a Gap) -> Self {
+        let Gap { start_ms, end_ms, speech_ms, text } = gap;
+        Self { start: *start_ms, end: *end_ms, speech: *speech_ms, recovered: !text.is_empty(), text }
+    }
+}
+
+fn json(transcript: &Transcript, out: &mut dyn Write) -> io::Result<()> {
     #[derive(Serialize)]
     struct Json<'a> {
         #[serde(flatten)]
@@ -361,7 +367,7 @@ fn json(transcript: &Transcript, out: &mut impl Write) -> io::Result<()> {
     writeln!(out)
 }
 
-fn srt(cues: &[Cue], out: &mut impl Write) -> io::Result<()> {
+fn srt(cues: &[Cue], out: &mut dyn Write) -> io::Result<()> {
     for (i, cue) in cues.iter().enumerate() {
         let (start, end) = (timestamp(cue.start_ms, ','), timestamp(cue.end_ms, ','));
         writeln!(out, "{}\n{start} --> {end}", i + 1)?;
@@ -374,7 +380,7 @@ fn srt(cues: &[Cue], out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn vtt(cues: &[Cue], out: &mut impl Write) -> io::Result<()> {
+fn vtt(cues: &[Cue], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "WEBVTT")?;
     let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     for cue in cues {
@@ -389,7 +395,7 @@ fn vtt(cues: &[Cue], out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn tsv(transcript: &Transcript, out: &mut impl Write) -> io::Result<()> {
+fn tsv(transcript: &Transcript, out: &mut dyn Write) -> io::Result<()> {
     let labelled = transcript.segments.iter().any(|segment| segment.channel.is_some());
     writeln!(out, "start\tend\t{}text", if labelled { "channel\t" } else { "" })?;
     for segment in &transcript.segments {
@@ -402,7 +408,7 @@ fn tsv(transcript: &Transcript, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn lrc(cues: &[Cue], out: &mut impl Write) -> io::Result<()> {
+fn lrc(cues: &[Cue], out: &mut dyn Write) -> io::Result<()> {
     for cue in cues {
         let (minutes, hundredths) = (cue.start_ms / 60_000, cue.start_ms % 60_000 / 10);
         let text = cue.lines.join(" ");
@@ -567,9 +573,14 @@ mod tests {
 
     #[test]
     fn missed_speech_lowers_coverage() {
-        let gap = |recovered| Gap { start_ms: 1000, end_ms: 5000, speech_ms: 2500, recovered, text: String::new() };
-        let t = Transcript { gaps: vec![gap(true), gap(false)], ..transcript("") };
+        let gap = |text: &str| Gap { start_ms: 1000, end_ms: 5000, speech_ms: 2500, text: text.into() };
+        let t = Transcript { gaps: vec![gap("found"), gap("")], ..transcript("") };
         assert_eq!(t.coverage(), Coverage { read: 10.0, transcribed: 7.5, missed: 2.5 });
+        let json: serde_json::Value = serde_json::from_str(&written(Format::Json, &t)).unwrap();
+        assert_eq!(
+            json["gaps"][0],
+            serde_json::json!({"start": 1.0, "end": 5.0, "speech": 2.5, "recovered": true, "text": "found"})
+        );
     }
 
     #[test]

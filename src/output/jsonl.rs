@@ -117,7 +117,7 @@ impl<W: Write> JsonlWriter<W> {
 }
 
 /// Writes a whole transcript.
-pub(super) fn whole(transcript: &Transcript, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn whole(transcript: &Transcript, out: &mut dyn Write) -> io::Result<()> {
     let Transcript { input, model, delay_ms, .. } = transcript;
     line(&Line::Start { input, model, delay_ms: *delay_ms }, out)?;
     let mut restarts = transcript.restarts_ms.iter().peekable();
@@ -137,11 +137,11 @@ pub(super) fn whole(transcript: &Transcript, out: &mut impl Write) -> io::Result
 }
 
 /// A segment without its words, which have lines of their own.
-fn segment_line(id: usize, segment: &Segment, out: &mut impl Write) -> io::Result<()> {
+fn segment_line(id: usize, segment: &Segment, out: &mut dyn Write) -> io::Result<()> {
     line(&Line::Segment(SegmentJson { words: Vec::new(), ..SegmentJson::new(id, segment) }), out)
 }
 
-fn line(line: &Line<'_>, out: &mut impl Write) -> io::Result<()> {
+fn line(line: &Line<'_>, out: &mut dyn Write) -> io::Result<()> {
     serde_json::to_writer(&mut *out, line)?;
     out.write_all(b"\n")
 }

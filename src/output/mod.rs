@@ -8,7 +8,7 @@ mod transcript;
 mod words;
 
 pub use cues::{Cue, Layout, cues};
-pub use formats::{Coverage, Format, Gap, Timings, Transcript, TranscriptBuilder};
+pub use formats::{Coverage, Format, Timings, Transcript, TranscriptBuilder};
 pub use jsonl::JsonlWriter;
 pub use segments::{Segment, Segmenter};
 pub use transcript::{Style, TranscriptWriter};

@@ -70,6 +70,14 @@ impl<W: Write> TranscriptWriter<W> {
     }
 }
 
+impl TranscriptWriter<Vec<u8>> {
+    /// The whole line.
+    pub fn into_line(mut self) -> io::Result<Vec<u8>> {
+        self.out.write_all(b"\n")?;
+        Ok(self.out)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
