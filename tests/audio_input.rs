@@ -9,7 +9,7 @@ use std::io::{Cursor, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use voxtral::Error;
-use voxtral::audio::AudioReader;
+use voxtral::audio::{AudioReader, Channel};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/audio").join(name)
@@ -42,7 +42,7 @@ fn drain(mut reader: AudioReader) -> (Vec<f32>, Option<Error>) {
 }
 
 fn decode_stream(bytes: impl Into<Vec<u8>>) -> Result<(Vec<f32>, Option<Error>), Error> {
-    AudioReader::from_stream(Cursor::new(bytes.into())).map(drain)
+    AudioReader::from_stream(Cursor::new(bytes.into()), Channel::Mix).map(drain)
 }
 
 fn decode_file(name: &str) -> Vec<f32> {
@@ -183,8 +183,8 @@ fn every_format_decodes_to_the_signal_in_time() {
 fn a_stream_gives_the_same_samples_as_a_file() {
     for (name, ..) in FIXTURES {
         let want = decode_file(name);
-        let redirected = AudioReader::from_file(File::open(fixture(name)).unwrap());
-        let piped = AudioReader::from_stream(Dribble(Cursor::new(bytes_of(name)), 0));
+        let redirected = AudioReader::from_file(File::open(fixture(name)).unwrap(), Channel::Mix);
+        let piped = AudioReader::from_stream(Dribble(Cursor::new(bytes_of(name)), 0), Channel::Mix);
         for reader in [redirected, piped] {
             let (got, error) = drain(reader.unwrap());
             assert!(error.is_none(), "{name}: {error:?}");
@@ -201,14 +201,14 @@ fn a_redirected_file_is_read_from_where_it_is() {
     for (start, want) in [(100, &samples[..]), (300, &samples[100..])] {
         let mut file = file.try_clone().unwrap();
         file.seek(SeekFrom::Start(start)).unwrap();
-        let (got, error) = drain(AudioReader::from_file(file).unwrap());
+        let (got, error) = drain(AudioReader::from_file(file, Channel::Mix).unwrap());
         assert!(error.is_none());
         assert_eq!(got, as_floats(want));
     }
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&[&[7; 100][..], &bytes_of("end.m4a")].concat()).unwrap();
     file.seek(SeekFrom::Start(100)).unwrap();
-    assert!(drain(AudioReader::from_file(file).unwrap()).0 == decode_file("end.m4a"));
+    assert!(drain(AudioReader::from_file(file, Channel::Mix).unwrap()).0 == decode_file("end.m4a"));
 }
 
 #[test]
@@ -439,7 +439,7 @@ fn claimed_sizes_are_not_allocated() {
 #[test]
 fn endless_headers_end() {
     let bytes = Cursor::new(b"RIFF\0\0\0\0WAVE".to_vec()).chain(std::io::repeat(0));
-    let error = AudioReader::from_stream(bytes).unwrap_err().to_string();
+    let error = AudioReader::from_stream(bytes, Channel::Mix).unwrap_err().to_string();
     assert!(error.contains("no audio data"), "{error}");
 }
 
@@ -521,7 +521,7 @@ fn raw_samples_come_as_soon_as_they_arrive() {
 #[test]
 fn a_read_returns_at_most_a_second() {
     for bytes in [wav(1, 1, 8000, 8, vec![128; 80_000]), wav(1, 2, 48_000, 16, vec![0; 480_000]), vec![0; 160_000]] {
-        let mut reader = AudioReader::from_stream(Cursor::new(bytes)).unwrap();
+        let mut reader = AudioReader::from_stream(Cursor::new(bytes), Channel::Mix).unwrap();
         let mut samples = Vec::new();
         while let n @ 1.. = reader.read(&mut samples).unwrap() {
             assert!(n <= 20_000, "{n} samples at once");
@@ -541,12 +541,12 @@ fn a_failing_stream_is_an_error_after_its_samples() {
     let mut endless = wav(1, 1, 16_000, 16, le_bytes(&samples));
     endless[40..44].fill(0xff);
     for bytes in [le_bytes(&samples), endless] {
-        let (got, error) = drain(AudioReader::from_stream(Cursor::new(bytes).chain(Failing)).unwrap());
+        let (got, error) = drain(AudioReader::from_stream(Cursor::new(bytes).chain(Failing), Channel::Mix).unwrap());
         assert_eq!(got, as_floats(&samples));
         assert_eq!(error.unwrap().to_string(), "cannot read audio: unplugged");
     }
     let cut = bytes_of("tagged.mp3")[..6000].to_vec();
-    let (got, error) = drain(AudioReader::from_stream(Cursor::new(cut).chain(Failing)).unwrap());
+    let (got, error) = drain(AudioReader::from_stream(Cursor::new(cut).chain(Failing), Channel::Mix).unwrap());
     assert!(got.len() > 8000);
     assert!(matches!(error, Some(Error::AudioIo(_))), "{error:?}");
 }
@@ -805,7 +805,53 @@ fn arrival_does_not_change_the_samples() {
     for rate in [16_000, 44_100, 8000] {
         let bytes = wav(1, 2, rate, 24, (0..60_000).map(|i| (i * 7 % 251) as u8).collect::<Vec<_>>());
         let (want, _) = decode_stream(bytes.clone()).unwrap();
-        let (got, _) = drain(AudioReader::from_stream(Dribble(Cursor::new(bytes), 0)).unwrap());
+        let (got, _) = drain(AudioReader::from_stream(Dribble(Cursor::new(bytes), 0), Channel::Mix).unwrap());
         assert!(got == want, "{rate} Hz");
+    }
+}
+
+#[test]
+fn one_channel_is_heard_alone() {
+    // left and right hold different noise, in three sample formats
+    for (bits, format) in
+        [(16, hound::SampleFormat::Int), (24, hound::SampleFormat::Int), (32, hound::SampleFormat::Float)]
+    {
+        let wav = |columns: &[usize]| {
+            let spec = hound::WavSpec {
+                channels: columns.len() as u16,
+                sample_rate: 44_100,
+                bits_per_sample: bits,
+                sample_format: format,
+            };
+            let mut bytes = Cursor::new(Vec::new());
+            let mut writer = hound::WavWriter::new(&mut bytes, spec).unwrap();
+            for i in 0..20_000i32 {
+                for &column in columns {
+                    let value = (i * (7919 + 1000 * column as i32)) % 20_000;
+                    match format {
+                        hound::SampleFormat::Int => writer.write_sample(value).unwrap(),
+                        hound::SampleFormat::Float => writer.write_sample(value as f32 / 32_768.0).unwrap(),
+                    }
+                }
+            }
+            writer.finalize().unwrap();
+            bytes.into_inner()
+        };
+        let read = |bytes: Vec<u8>, channel| drain(AudioReader::from_stream(Cursor::new(bytes), channel).unwrap()).0;
+        for i in [0, 1, 2] {
+            let alone = read(wav(&[i]), Channel::Mix);
+            assert!(alone.iter().any(|x| x.abs() > 0.01 || bits == 24));
+            assert_eq!(read(wav(&[0, 1, 2]), Channel::Only(i)), alone);
+        }
+        let error = AudioReader::from_stream(Cursor::new(wav(&[0, 1])), Channel::Only(2)).unwrap_err().to_string();
+        assert!(error.contains("channel 3 of audio with 2 channels"), "{error}");
+    }
+    for name in ["stereo.flac", "stereo.opus"] {
+        let read = |channel| drain(AudioReader::open_channel(&fixture(name), channel).unwrap()).0;
+        let [mix, left, right] = [Channel::Mix, Channel::Only(0), Channel::Only(1)].map(read);
+        assert_eq!((mix.len(), mix.len()), (left.len(), right.len()));
+        let mean = left.iter().zip(&right).map(|(l, r)| (l + r) / 2.0);
+        assert!(mix.iter().zip(mean).all(|(mix, mean)| (mix - mean).abs() < 1e-5), "{name}");
+        assert!(AudioReader::open_channel(&fixture(name), Channel::Only(2)).is_err());
     }
 }

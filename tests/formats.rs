@@ -19,7 +19,8 @@ fn voxtral(arguments: &[&str], recordings: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_voxtral"));
     command.env_remove("VOX_MODEL").env_remove("VOX_PRINT_TIMINGS");
     command.arg("-d").arg(tiny_model()).args(["--device", "cpu"]).args(arguments);
-    command.args(recordings.iter().map(|name| project(&format!("samples/{name}.wav"))));
+    let path = |name: &&str| if name.contains('.') { name.into() } else { project(&format!("samples/{name}.wav")) };
+    command.args(recordings.iter().map(path));
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
@@ -195,6 +196,67 @@ fn one_format_of_one_input_goes_to_stdout_or_a_file() {
     assert_eq!(read(&file), voxtral(&["--alt", "0.9"], &["slt_numbers"]).1);
     let (_, json, _) = voxtral(&["--alt", "0.9", "-f", "json"], &["slt_numbers"]);
     assert!(json.contains("\"instead_of\""));
+}
+
+/// A file with two recordings as its channels, the right one later.
+fn two_channels(path: &Path, later_ms: usize) {
+    let spec = hound::WavSpec {
+        channels: 2,
+        sample_rate: 16_000,
+        bits_per_sample: 16,
+        sample_format: hound::SampleFormat::Int,
+    };
+    let left = support::recording("kal_computer");
+    let right = [vec![0.0; 16 * later_ms], support::recording("slt_numbers")].concat();
+    let mut writer = hound::WavWriter::create(path, spec).unwrap();
+    for i in 0..left.len().max(right.len()) {
+        for channel in [&left, &right] {
+            writer.write_sample((channel.get(i).unwrap_or(&0.0) * 32_768.0) as i16).unwrap();
+        }
+    }
+    writer.finalize().unwrap();
+}
+
+#[test]
+fn channels_are_heard_apart_and_labelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("call.wav");
+    two_channels(&path, 4000);
+    let call = path.to_str().unwrap();
+    assert_eq!(voxtral(&["--channels", "left"], &[call]).1.trim_end(), KAL);
+    let (_, right, _) = voxtral(&["--channels", "right"], &[call]);
+    assert!(right.starts_with("The train to Boston leaves"), "{right}");
+    assert_eq!(voxtral(&["--channels", "split"], &["kal_computer"]).1.trim_end(), KAL);
+    let (code, stdout, stderr) = voxtral(&["--channels", "right"], &["kal_computer"]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("channel 2 of audio with 1 channel"), "{stderr}");
+
+    let arguments = ["--channels", "split", "-f", "all", "-o", dir.path().to_str().unwrap()];
+    assert_eq!(voxtral(&arguments, &[call]), (0, String::new(), String::new()));
+    let file = |format: &str| read(&dir.path().join(format!("call.{format}")));
+    let txt = file("txt");
+    assert_eq!(txt, format!("left: {KAL}\nright: {right}"));
+    assert_eq!(txt, voxtral(&["--channels", "split"], &[call]).1);
+    let starts = |format: &str, left: &str, right: &str| {
+        let text = file(format);
+        let found = [left, right].map(|label| text.find(label));
+        assert!(found[0].is_some() && found[0] < found[1], "{format}: {text}");
+    };
+    starts("srt", "\nleft: The computer", "\nright: The train");
+    starts("vtt", "\n<v left>The computer", "\n<v right>The train");
+    starts("tsv", "\tleft\tThe computer", "\tright\tThe train");
+    starts("lrc", "]left: The computer", "]right: The train");
+    starts("jsonl", "\"channel\":\"left\"", "\"channel\":\"right\"");
+    let json = parse(&file("json"));
+    let channels: Vec<_> =
+        json["segments"].as_array().unwrap().iter().map(|segment| segment["channel"].as_str().unwrap()).collect();
+    assert_eq!(channels, ["left", "right", "right"]);
+    WebVtt::parse(&file("vtt")).unwrap();
+    // live, lines come as both channels are heard
+    let (_, jsonl, _) = voxtral(&["--channels", "split", "-f", "jsonl"], &[call]);
+    let lines: Vec<_> = jsonl.lines().map(parse).collect();
+    let words = |channel: &str| lines.iter().filter(|l| l["type"] == "word" && l["channel"] == channel).count();
+    assert_eq!((words("left"), words("right")), (13, 20));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::meta::MetadataOptions;
 use symphonia::default::formats;
 
+use super::Channel;
 use super::detect::Format;
 use super::mp4::Edit;
 use super::opus::CLOCK_RATE;
@@ -26,6 +27,7 @@ pub(super) type Complete = Box<dyn Fn() -> bool + Send>;
 pub(super) struct Container {
     reader: Box<dyn FormatReader>,
     format: Format,
+    channel: Channel,
     stream: Stream,
     /// Tells whether the file is there to its end.
     complete: Complete,
@@ -47,6 +49,7 @@ impl Container {
         format: Format,
         edits: &[Edit],
         complete: Complete,
+        channel: Channel,
     ) -> Result<Self> {
         let seekable = source.is_seekable();
         let stream = MediaSourceStream::new(source, Default::default());
@@ -54,7 +57,7 @@ impl Container {
         let reader =
             guarded(|| probe.probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default()))
                 .map_err(|fault| open_error(fault, format, seekable))?;
-        let mut stream = Stream::open(reader.as_ref(), format)?;
+        let mut stream = Stream::open(reader.as_ref(), format, channel)?;
         if let Some(edit) = edits.iter().find(|edit| edit.track == stream.track) {
             stream.cut_to(edit);
         }
@@ -65,6 +68,7 @@ impl Container {
         let mut container = Self {
             reader,
             format,
+            channel,
             stream,
             complete,
             ready: Vec::new(),
@@ -80,6 +84,11 @@ impl Container {
         check_rate(container.stream.rate)?;
         container.description = container.describe();
         Ok(container)
+    }
+
+    /// How many channels it has now.
+    pub(super) fn channels(&self) -> usize {
+        self.stream.channels
     }
 
     /// Of the samples that the last [`Self::read`] returned.
@@ -100,7 +109,7 @@ impl Container {
                 Ok(Some(packet)) => packet,
                 Ok(None) => return self.end(None),
                 Err(Fault::ResetRequired) => {
-                    self.stream = Stream::open(self.reader.as_ref(), self.format)?;
+                    self.stream = Stream::open(self.reader.as_ref(), self.format, self.channel)?;
                     continue;
                 }
                 Err(fault) => return self.end(Some(fault)),

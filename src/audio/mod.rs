@@ -26,6 +26,27 @@ pub const SAMPLE_RATE: u32 = 16_000;
 /// but values like 32767 mean that integers were written as floats.
 pub const MAX_SAMPLE: f32 = 128.0;
 
+/// What of a recording's channels is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Channel {
+    /// The mean of all.
+    #[default]
+    Mix,
+    /// One of them, counted from 0.
+    Only(usize),
+}
+
+impl Channel {
+    /// The sample of a frame. Where a recording has fewer channels for a while, the last stands for those missing.
+    fn of(self, frame: impl ExactSizeIterator<Item = f32>) -> f32 {
+        let n = frame.len();
+        match self {
+            Self::Mix => (frame.map(f64::from).sum::<f64>() / n as f64) as f32,
+            Self::Only(i) => frame.take(i + 1).last().unwrap_or(0.0),
+        }
+    }
+}
+
 /// Checks that samples are sound: finite and not absurdly large. `index` is that of the first one, for the message.
 pub fn check_samples(samples: &[f32], index: u64) -> Result<()> {
     match samples.iter().position(|x| x.is_nan() || x.abs() > MAX_SAMPLE) {

@@ -17,10 +17,11 @@ use super::mp4;
 use super::resample::Resampler;
 use super::track::unsupported_codec;
 use super::wav::{Pcm, Wav};
-use super::{Bytes, check_samples};
+use super::{Bytes, Channel, check_samples};
 use crate::{Error, Result};
 
-/// Mono 16 kHz samples of any audio file or stream, decoded incrementally. Channels are averaged. A sample
+/// Mono 16 kHz samples of any audio file or stream, decoded incrementally. Channels are averaged, unless one is asked
+/// for. A sample
 /// that is no sound, like NaN, ends the audio: see [`check_samples`].
 ///
 /// WAV (8 to 32-bit integers, floats, µ-law, A-law, ADPCM), MP3, MP2, AAC, FLAC, Ogg (Vorbis, Opus, FLAC), MP4 and M4A
@@ -67,6 +68,14 @@ impl AudioReader {
     /// [`Error::Io`] if the file can't be read, [`Error::UnknownAudio`], [`Error::UnsupportedAudio`] or
     /// [`Error::DamagedAudio`] if its header or the first packets show that it can't be decoded.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_channel(path, Channel::Mix)
+    }
+
+    /// Opens a file, of which one channel is read, or the mean of all.
+    ///
+    /// # Errors
+    /// As for [`Self::open`]; [`Error::UnsupportedAudio`] if there is no such channel.
+    pub fn open_channel(path: &Path, channel: Channel) -> Result<Self> {
         let io = |error| Error::Io { path: path.into(), error };
         let mut file = File::open(path).map_err(io)?;
         let kind = file.metadata().map_err(io)?.file_type();
@@ -78,13 +87,13 @@ impl AudioReader {
         if let Some(format) = format {
             if kind.is_file() {
                 file.rewind().map_err(io)?;
-                return Self::with_format(Input::File(file), format);
+                return Self::with_format(Input::File(file), format, channel);
             }
-            return Self::with_format(Input::Stream(Box::new(Cursor::new(head).chain(file))), format);
+            return Self::with_format(Input::Stream(Box::new(Cursor::new(head).chain(file))), format, channel);
         }
         // No signature: MPEG frames, or nothing known.
         let bytes = Box::new(Cursor::new(head).chain(file));
-        Self::frames(bytes).map_err(|error| match error {
+        Self::frames(bytes, channel).map_err(|error| match error {
             Error::AudioIo(error) => io(error),
             error => error,
         })
@@ -95,16 +104,16 @@ impl AudioReader {
     ///
     /// # Errors
     /// As for [`Self::from_stream`].
-    pub fn from_file(mut file: File) -> Result<Self> {
+    pub fn from_file(mut file: File, channel: Channel) -> Result<Self> {
         // Formats that seek count from the first byte of the file.
         if file.stream_position().map_err(Error::AudioIo)? != 0 {
-            return Self::from_stream(file);
+            return Self::from_stream(file, channel);
         }
         let head = read_head(&mut file, detect::SIGNATURE_LEN).map_err(Error::AudioIo)?;
         file.rewind().map_err(Error::AudioIo)?;
         match detect::by_signature(&head) {
-            Some(format) => Self::with_format(Input::File(file), format),
-            None => Self::from_stream(file),
+            Some(format) => Self::with_format(Input::File(file), format, channel),
+            None => Self::from_stream(file, channel),
         }
     }
 
@@ -114,7 +123,7 @@ impl AudioReader {
     /// # Errors
     /// As for [`Self::open`], also for signatures of formats that can't be read; [`Error::AudioIo`] if the stream
     /// can't be read.
-    pub fn from_stream(mut reader: impl Read + Send + Sync + 'static) -> Result<Self> {
+    pub fn from_stream(mut reader: impl Read + Send + Sync + 'static, channel: Channel) -> Result<Self> {
         let mut head = read_head(&mut reader, detect::SIGNATURE_LEN).map_err(Error::AudioIo)?;
         let mut format = detect::by_signature(&head);
         while format.is_none() {
@@ -133,8 +142,8 @@ impl AudioReader {
         }
         let bytes = Cursor::new(head).chain(reader);
         match format {
-            Some(format) => Self::with_format(Input::Stream(Box::new(bytes)), format),
-            None => Ok(Self::raw(bytes)),
+            Some(format) => Self::with_format(Input::Stream(Box::new(bytes)), format, channel),
+            None => Self::checked(Self::raw(bytes), channel),
         }
     }
 
@@ -151,36 +160,51 @@ impl AudioReader {
         }
     }
 
-    fn with_format(input: Input, format: Format) -> Result<Self> {
+    fn with_format(input: Input, format: Format, channel: Channel) -> Result<Self> {
         let (source, description) = match format {
-            Format::Tagged => return Self::tagged(input.into_bytes()),
-            Format::Wav => match Wav::open(input.into_bytes())? {
+            Format::Tagged => return Self::tagged(input.into_bytes(), channel),
+            Format::Wav => match Wav::open(input.into_bytes(), channel)? {
                 Wav::Pcm(pcm) => {
                     let channels = channels_in_words(pcm.channels.into());
                     let description = format!("WAV, {} Hz, {channels}, {}", pcm.rate, pcm.sample_format());
                     (Source::Pcm(Box::new(pcm)), description)
                 }
-                Wav::Coded { header, data } => Source::stream(Box::new(Cursor::new(header).chain(data)), format)?,
+                Wav::Coded { header, data } => {
+                    Source::stream(Box::new(Cursor::new(header).chain(data)), format, channel)?
+                }
             },
             Format::Ogg => {
                 let (head, input) = input.peek(detect::OGG_HEADER_LEN).map_err(Error::AudioIo)?;
                 // The demuxer passes over what it does not know.
-                Source::open(input, format)
+                Source::open(input, format, channel)
                     .map_err(|error| if detect::is_speex(&head) { unsupported_codec("Speex") } else { error })?
             }
-            _ => Source::open(input, format)?,
+            _ => Source::open(input, format, channel)?,
         };
         let resampler = Resampler::new(source.rate())?;
-        Ok(Self { source, resampler, block: Vec::new(), n_before: 0, end: End::NotYet, description })
+        let reader = Self { source, resampler, block: Vec::new(), n_before: 0, end: End::NotYet, description };
+        Self::checked(reader, channel)
+    }
+
+    /// The reader, if it has the channel.
+    fn checked(reader: Self, channel: Channel) -> Result<Self> {
+        let n = reader.n_channels();
+        match channel {
+            Channel::Only(i) if i >= n => {
+                let there = channels_in_words(n);
+                Err(Error::UnsupportedAudio(format!("channel {} of audio with {there}", i + 1)))
+            }
+            _ => Ok(reader),
+        }
     }
 
     /// Skips ID3v2 tags, and opens what they belong to.
-    fn tagged(mut bytes: Bytes) -> Result<Self> {
+    fn tagged(mut bytes: Bytes, channel: Channel) -> Result<Self> {
         loop {
             let header = read_head(&mut bytes, detect::ID3_HEADER_LEN).map_err(Error::AudioIo)?;
             let tag_len = header.as_slice().try_into().ok().and_then(detect::id3_len);
             let Some(tag_len) = tag_len else {
-                return Self::frames(Box::new(Cursor::new(header).chain(bytes)));
+                return Self::frames(Box::new(Cursor::new(header).chain(bytes)), channel);
             };
             let skipped = std::io::copy(&mut (&mut bytes).take(tag_len), &mut std::io::sink());
             if skipped.map_err(Error::AudioIo)? < tag_len {
@@ -191,7 +215,7 @@ impl AudioReader {
 
     /// Opens MPEG audio, ADTS, or tagged FLAC, not as a file that can seek: of that, symphonia would guess the length
     /// from the first frame's bit rate, and cut the audio there.
-    fn frames(mut bytes: Bytes) -> Result<Self> {
+    fn frames(mut bytes: Bytes, channel: Channel) -> Result<Self> {
         let mut head = read_head(&mut bytes, detect::SCAN_LEN).map_err(Error::AudioIo)?;
         // RIFF may hold MP3.
         if let Some(error) = detect::unsupported(&head).filter(|_| !head.starts_with(b"RIFF")) {
@@ -205,7 +229,7 @@ impl AudioReader {
             },
         };
         let head = head.split_off(start);
-        Self::with_format(Input::Stream(Box::new(Cursor::new(head).chain(bytes))), format)
+        Self::with_format(Input::Stream(Box::new(Cursor::new(head).chain(bytes))), format, channel)
     }
 
     /// Appends the next samples, at most about a second, and returns their number; 0 at the end. Of a live stream
@@ -253,6 +277,14 @@ impl AudioReader {
         self.resampler.push(&self.block, out)
     }
 
+    /// How many channels the recording has; streams may change theirs.
+    pub fn n_channels(&self) -> usize {
+        match &self.source {
+            Source::Pcm(pcm) => pcm.channels.into(),
+            Source::Container(container) => container.channels(),
+        }
+    }
+
     /// Seconds, where the container tells. A claim, not a measurement.
     pub fn duration(&self) -> Option<f64> {
         match &self.source {
@@ -281,26 +313,26 @@ impl Source {
 
     /// A file that can seek. A file that was cut off may fail for what is missing at its end; read from the start, it
     /// still gives what is there.
-    fn file(mut file: File, format: Format) -> Result<(Self, String)> {
+    fn file(mut file: File, format: Format, channel: Channel) -> Result<(Self, String)> {
         let edits = match format {
             Format::Mp4 => mp4::edits_of_file(&mut file).map_err(Error::AudioIo)?,
             _ => Vec::new(),
         };
         let again = file.try_clone();
-        let seekable = Container::open(Box::new(file), format, &edits, Box::new(|| true));
+        let seekable = Container::open(Box::new(file), format, &edits, Box::new(|| true), channel);
         match (seekable, again) {
             (Ok(container), _) => Ok(Self::container(container)),
             (Err(error), Err(_)) => Err(error),
             (Err(error), Ok(mut file)) => {
                 file.rewind().map_err(Error::AudioIo)?;
-                Self::stream(Box::new(file), format).map_err(|_| error)
+                Self::stream(Box::new(file), format, channel).map_err(|_| error)
             }
         }
     }
 
-    fn open(input: Input, format: Format) -> Result<(Self, String)> {
+    fn open(input: Input, format: Format, channel: Channel) -> Result<(Self, String)> {
         let mut bytes = match input {
-            Input::File(file) => return Self::file(file, format),
+            Input::File(file) => return Self::file(file, format, channel),
             Input::Stream(bytes) => bytes,
         };
         let needs_seeking = match format {
@@ -313,11 +345,11 @@ impl Source {
             }
             _ => false,
         };
-        if needs_seeking { Self::file(spooled(bytes)?, format) } else { Self::stream(bytes, format) }
+        if needs_seeking { Self::file(spooled(bytes)?, format, channel) } else { Self::stream(bytes, format, channel) }
     }
 
     /// A stream that is read as it comes.
-    fn stream(mut bytes: Bytes, format: Format) -> Result<(Self, String)> {
+    fn stream(mut bytes: Bytes, format: Format, channel: Channel) -> Result<(Self, String)> {
         let mut complete: Complete = Box::new(|| true);
         let mut edits = Vec::new();
         if format == Format::Mp4 {
@@ -333,7 +365,7 @@ impl Source {
             complete = Box::new(move || len.is_none_or(|len| len <= count.load(Ordering::Relaxed)));
             bytes = Box::new(counted);
         }
-        Container::open(Box::new(ReadOnlySource::new(bytes)), format, &edits, complete).map(Self::container)
+        Container::open(Box::new(ReadOnlySource::new(bytes)), format, &edits, complete, channel).map(Self::container)
     }
 
     fn rate(&self) -> u32 {

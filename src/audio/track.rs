@@ -1,6 +1,6 @@
 //! The decoding of one track's packets to mono samples.
 //!
-//! In: packets from symphonia's demuxers. Out: mono samples, mean of all channels, without the encoder's delay and
+//! In: packets from symphonia's demuxers. Out: samples of one channel or the mean of all, without the encoder's delay and
 //! padding where the container tells them. A packet that can't be decoded becomes silence of the last packet's length.
 
 use symphonia::core::codecs::CodecParameters;
@@ -11,11 +11,10 @@ use symphonia::core::packet::Packet;
 use symphonia::core::units::Duration;
 use symphonia::default::get_codecs;
 
-use super::SAMPLE_RATE;
 use super::detect::Format;
 use super::mp4::Edit;
 use super::opus::Opus;
-use super::wav::mean;
+use super::{Channel, SAMPLE_RATE};
 use crate::{Error, Result};
 
 /// Seconds that an edit list may cut from the start; what is more is an edit, and its audio is kept.
@@ -31,6 +30,7 @@ pub(super) struct Stream {
     pub(super) decoder: Decoder,
     pub(super) rate: u32,
     pub(super) channels: usize,
+    channel: Channel,
     /// Ticks per second of packet times, as a fraction.
     ticks: (u64, u64),
     /// Samples still to be dropped from the start.
@@ -55,12 +55,12 @@ pub(super) enum Decoder {
 
 impl Stream {
     /// Picks the first audio track that can be decoded.
-    pub(super) fn open(reader: &dyn FormatReader, format: Format) -> Result<Self> {
+    pub(super) fn open(reader: &dyn FormatReader, format: Format, channel: Channel) -> Result<Self> {
         let mut refused = None;
         for track in reader.tracks() {
             let Some(CodecParameters::Audio(params)) = &track.codec_params else { continue };
             match Decoder::new(params) {
-                Ok(decoder) => return Ok(Self::new(decoder, track, params, format)),
+                Ok(decoder) => return Ok(Self::new(decoder, track, params, format, channel)),
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
@@ -69,7 +69,7 @@ impl Stream {
         Err(refused.unwrap_or_else(|| Error::UnsupportedAudio(text.into())))
     }
 
-    fn new(decoder: Decoder, track: &Track, params: &AudioCodecParameters, format: Format) -> Self {
+    fn new(decoder: Decoder, track: &Track, params: &AudioCodecParameters, format: Format, channel: Channel) -> Self {
         let rate = match decoder {
             Decoder::Opus(_) => SAMPLE_RATE,
             Decoder::Symphonia(_) => params.sample_rate.unwrap_or(SAMPLE_RATE),
@@ -78,6 +78,7 @@ impl Stream {
             track: track.id,
             rate,
             channels: 0,
+            channel,
             ticks: track.time_base.map_or((1, 1), |base| (base.denom.get().into(), base.numer.get().into())),
             delay: 0,
             left: u64::MAX,
@@ -174,7 +175,9 @@ impl Stream {
         let end = (frames as u64).saturating_sub(cut_end).max(start as u64) as usize;
         let end = end.min(start + usize::try_from(self.left).unwrap_or(usize::MAX).min(frames));
         self.left = if self.left == u64::MAX { u64::MAX } else { self.left - (end - start) as u64 };
-        let mut mono = decoded.chunks_exact(self.channels.max(1)).map(|frame| mean(frame.iter().copied())).skip(start);
+        let channel = self.channel;
+        let mut mono =
+            decoded.chunks_exact(self.channels.max(1)).map(|frame| channel.of(frame.iter().copied())).skip(start);
         if end > start || frames == start {
             out.append(&mut self.held);
         }

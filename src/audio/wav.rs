@@ -1,6 +1,6 @@
 //! WAV headers, and uncompressed samples from WAV files and raw streams.
 //!
-//! In: bytes. Out: mono samples at the file's rate, mean of all channels, full scale ±1. The header is walked here,
+//! In: bytes. Out: samples at the file's rate, of one channel or the mean of all, full scale ±1. The header is walked here,
 //! since files from pipes carry sizes that are no sizes; the format chunk is hound's to parse. Whole frames are
 //! delivered as soon as their bytes are there, and no size that a header claims is ever allocated.
 
@@ -8,8 +8,8 @@ use std::io::{Cursor, ErrorKind, Read};
 
 use hound::{SampleFormat, WavReader};
 
-use super::Bytes;
 use super::resample::check_rate;
+use super::{Bytes, Channel};
 use crate::{Error, Result};
 
 /// Chunks before the audio data that are taken for a header; more are an endless loop.
@@ -39,6 +39,7 @@ pub(super) struct Pcm {
     reader: Bytes,
     pub(super) rate: u32,
     pub(super) channels: u16,
+    channel: Channel,
     encoding: Encoding,
     /// Bytes of audio, where the header tells.
     promised: Option<u64>,
@@ -62,7 +63,7 @@ enum Encoding {
 
 impl Wav {
     /// Reads the header, up to the first sample.
-    pub(super) fn open(mut reader: Bytes) -> Result<Self> {
+    pub(super) fn open(mut reader: Bytes, channel: Channel) -> Result<Self> {
         let mut riff = [0; 12];
         read_header(&mut reader, &mut riff)?;
         if &riff[..4] == b"RIFX" {
@@ -93,7 +94,7 @@ impl Wav {
                     Some(len_64) if len == u32::MAX => Some(len_64).filter(|&len| len != 0 && len < u64::MAX >> 1),
                     _ => (empty || !open_ended(len)).then_some(u64::from(len)),
                 };
-                return Self::with_format(reader, &format, &fact, data_len);
+                return Self::with_format(reader, &format, &fact, data_len, channel);
             }
             let padded = u64::from(len) + u64::from(len & 1);
             let kept = match &chunk[..4] {
@@ -113,7 +114,7 @@ impl Wav {
         Err(Error::DamagedAudio(format!("the WAV header has {MAX_CHUNKS} chunks and no audio data")))
     }
 
-    fn with_format(reader: Bytes, format: &[u8], fact: &[u8], data_len: Option<u64>) -> Result<Self> {
+    fn with_format(reader: Bytes, format: &[u8], fact: &[u8], data_len: Option<u64>, channel: Channel) -> Result<Self> {
         if format.len() < 16 {
             return Err(Error::DamagedAudio(format!("the WAV fmt chunk has {} bytes of 16", format.len())));
         }
@@ -156,21 +157,28 @@ impl Wav {
                 )));
             }
         };
-        Ok(Self::Pcm(Pcm::new(reader, spec.sample_rate, spec.channels, encoding, data_len)))
+        Ok(Self::Pcm(Pcm::new(reader, spec.sample_rate, spec.channels, encoding, data_len, channel)))
     }
 }
 
 impl Pcm {
     /// 16-bit mono samples at 16 kHz, up to the end of the stream.
     pub(super) fn raw(reader: Bytes) -> Self {
-        Self::new(reader, super::SAMPLE_RATE, 1, Encoding::S16, None)
+        Self::new(reader, super::SAMPLE_RATE, 1, Encoding::S16, None, Channel::Mix)
     }
 
-    fn new(reader: Bytes, rate: u32, channels: u16, encoding: Encoding, promised: Option<u64>) -> Self {
+    fn new(
+        reader: Bytes,
+        rate: u32,
+        channels: u16,
+        encoding: Encoding,
+        promised: Option<u64>,
+        channel: Channel,
+    ) -> Self {
         let frame = encoding.width() * usize::from(channels);
         let second = frame.saturating_mul(rate as usize);
         let len = (BUFFER_LEN.min(second) / frame).max(1) * frame;
-        Self { reader, rate, channels, encoding, promised, taken: 0, buffer: vec![0; len], left_over: 0 }
+        Self { reader, rate, channels, channel, encoding, promised, taken: 0, buffer: vec![0; len], left_over: 0 }
     }
 
     pub(super) fn duration(&self) -> Option<f64> {
@@ -209,7 +217,7 @@ impl Pcm {
             self.taken += n_read as u64;
             let filled = self.left_over + n_read;
             let whole = filled - filled % frame;
-            self.encoding.append_means(&self.buffer[..whole], usize::from(self.channels), out);
+            self.encoding.append(&self.buffer[..whole], usize::from(self.channels), self.channel, out);
             self.buffer.copy_within(whole..filled, 0);
             self.left_over = filled - whole;
             if whole > 0 {
@@ -247,15 +255,15 @@ impl Encoding {
         }
     }
 
-    /// Appends one sample per frame: the mean of its channels.
-    fn append_means(self, bytes: &[u8], channels: usize, out: &mut Vec<f32>) {
+    /// Appends one sample per frame.
+    fn append(self, bytes: &[u8], channels: usize, channel: Channel, out: &mut Vec<f32>) {
         match self {
-            Self::U8 => means(bytes, channels, out, |[b]: [u8; 1]| (f32::from(b) - 128.0) / 128.0),
-            Self::S16 => means(bytes, channels, out, |b| f32::from(i16::from_le_bytes(b)) / 32_768.0),
-            Self::S24 => means(bytes, channels, out, |[a, b, c]: [u8; 3]| scale_32([0, a, b, c])),
-            Self::S24In32 => means(bytes, channels, out, |[a, b, c, _]: [u8; 4]| scale_32([0, a, b, c])),
-            Self::S32 => means(bytes, channels, out, scale_32),
-            Self::F32 => means(bytes, channels, out, f32::from_le_bytes),
+            Self::U8 => append(bytes, channels, channel, out, |[b]: [u8; 1]| (f32::from(b) - 128.0) / 128.0),
+            Self::S16 => append(bytes, channels, channel, out, |b| f32::from(i16::from_le_bytes(b)) / 32_768.0),
+            Self::S24 => append(bytes, channels, channel, out, |[a, b, c]: [u8; 3]| scale_32([0, a, b, c])),
+            Self::S24In32 => append(bytes, channels, channel, out, |[a, b, c, _]: [u8; 4]| scale_32([0, a, b, c])),
+            Self::S32 => append(bytes, channels, channel, out, scale_32),
+            Self::F32 => append(bytes, channels, channel, out, f32::from_le_bytes),
         }
     }
 }
@@ -264,19 +272,19 @@ fn scale_32(bytes: [u8; 4]) -> f32 {
     (f64::from(i32::from_le_bytes(bytes)) / 2_147_483_648.0) as f32
 }
 
-fn means<const N: usize>(bytes: &[u8], channels: usize, out: &mut Vec<f32>, decode: impl Fn([u8; N]) -> f32) {
+fn append<const N: usize>(
+    bytes: &[u8],
+    channels: usize,
+    channel: Channel,
+    out: &mut Vec<f32>,
+    decode: impl Fn([u8; N]) -> f32,
+) {
     let (samples, _) = bytes.as_chunks::<N>();
     if channels == 1 {
         out.extend(samples.iter().map(|&sample| decode(sample)));
     } else {
-        out.extend(samples.chunks_exact(channels).map(|frame| mean(frame.iter().map(|&sample| decode(sample)))));
+        out.extend(samples.chunks_exact(channels).map(|frame| channel.of(frame.iter().map(|&sample| decode(sample)))));
     }
-}
-
-/// The mean of one frame's channels.
-pub(super) fn mean(frame: impl ExactSizeIterator<Item = f32>) -> f32 {
-    let channels = frame.len() as f64;
-    (frame.map(f64::from).sum::<f64>() / channels) as f32
 }
 
 pub(super) fn ends_early(seconds: f64, promised: f64) -> Error {

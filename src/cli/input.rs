@@ -5,7 +5,7 @@ use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use voxtral::audio::{AudioReader, SAMPLE_RATE};
+use voxtral::audio::{AudioReader, Channel, SAMPLE_RATE};
 use voxtral::{Error, Result};
 
 use super::options::Input;
@@ -15,6 +15,11 @@ const QUEUE: usize = 16;
 const THREAD_NAME: &str = "audio";
 
 impl Input {
+    /// Whether it can be read more than once.
+    pub fn is_rereadable(&self) -> bool {
+        matches!(self, Self::File(path) if path.is_file())
+    }
+
     /// For messages.
     pub fn name(&self) -> String {
         match self {
@@ -40,11 +45,11 @@ pub struct PcmStream {
 
 impl PcmStream {
     /// Starts to open and decode an input.
-    pub fn start(input: &Input, raw: bool) -> io::Result<Self> {
+    pub fn start(input: &Input, raw: bool, channel: Channel) -> io::Result<Self> {
         let (sender, pieces) = sync_channel(QUEUE);
         let input = input.clone();
         let decode = move || {
-            let result = open(&input, raw).and_then(|reader| send_all(reader, &sender));
+            let result = open(&input, raw, channel).and_then(|reader| send_all(reader, &sender));
             // nobody listens any more once the input is given up
             let _ = sender.send(Piece::End(result));
         };
@@ -73,14 +78,15 @@ impl PcmStream {
     }
 }
 
-fn open(input: &Input, raw: bool) -> Result<AudioReader> {
+/// Opens an input.
+pub fn open(input: &Input, raw: bool, channel: Channel) -> Result<AudioReader> {
     match (input, raw) {
         (Input::Stdin, true) => Ok(AudioReader::raw(io::stdin())),
         (Input::Stdin, false) => match redirected_file() {
-            Some(file) => AudioReader::from_file(file),
-            None => AudioReader::from_stream(io::stdin()),
+            Some(file) => AudioReader::from_file(file, channel),
+            None => AudioReader::from_stream(io::stdin(), channel),
         },
-        (Input::File(path), false) => AudioReader::open(path),
+        (Input::File(path), false) => AudioReader::open_channel(path, channel),
         (Input::File(path), true) => {
             let io = |error| Error::Io { path: path.clone(), error };
             let file = File::open(path).map_err(io)?;

@@ -4,7 +4,9 @@ mod input;
 mod knobs;
 mod options;
 mod report;
+mod second_look;
 mod sink;
+mod transcribe;
 
 use std::io::{self, ErrorKind, IsTerminal as _};
 use std::process::ExitCode;
@@ -15,25 +17,21 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
-use voxtral::audio::SAMPLE_RATE;
 use voxtral::backend::Backend;
 use voxtral::backend::cpu::Cpu;
 #[cfg(cuda_kernels)]
 use voxtral::backend::{cuda::Cuda, handover::Handover};
-use voxtral::output::Timings;
-use voxtral::{Engine, Event, Model, Session, Stats};
+use voxtral::{Engine, Model};
 
-use self::input::{PcmStream, silence_decoder_panics};
+use self::input::silence_decoder_panics;
 use self::options::{Device, Input, Options, Verbosity};
-use self::report::{Progress, monitor, monitor_restart, print_timings, say};
-use self::sink::{Sink, Summary};
+use self::report::say;
+use self::transcribe::transcribe;
 
 const FAILED: u8 = 1;
 const INTERRUPTED: u8 = 130;
 /// Interrupts within this time count as one.
 const SAME_INTERRUPT: Duration = Duration::from_millis(250);
-/// How long to wait for audio before looking whether the user wants to stop.
-const POLL: Duration = Duration::from_millis(50);
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -155,88 +153,4 @@ fn run<B: Backend>(mut engine: Engine<B>, options: &Options, interrupted: &Atomi
         }
     }
     Ok(code)
-}
-
-/// Transcribes one input. An error in its audio is returned after what was heard before it is written.
-fn transcribe<B: Backend>(
-    engine: &mut Engine<B>,
-    input: &Input,
-    options: &Options,
-    interrupted: &AtomicBool,
-) -> anyhow::Result<()> {
-    let start = Instant::now();
-    let before = engine.stats();
-    let mut pcm = PcmStream::start(input, options.raw)?;
-    let mut session = engine.open(&options.session)?;
-    let mut sink = Sink::start(&options.output, input, &options.model, session.delay().ms(), &[None])?;
-    let progress = Progress::start(options.verbosity == Verbosity::Normal && !options.monitor);
-
-    let mut samples = Vec::new();
-    let mut heard = Ok(());
-    while heard.is_ok() && !session.is_ended() {
-        samples.clear();
-        let more = if interrupted.load(Ordering::Relaxed) { Ok(false) } else { pcm.read(&mut samples, POLL) };
-        heard = more.and_then(|more| {
-            session.push(&samples)?;
-            if !more {
-                session.finish();
-            }
-            Ok(())
-        });
-        if heard.is_err() {
-            session.finish();
-        }
-        loop {
-            let stats = engine.stats();
-            let worked = engine.step(&mut [&mut session])?;
-            if options.monitor {
-                monitor(engine.stats() - stats);
-            }
-            write_events(&mut session, &mut sink, &progress, options)?;
-            if !worked {
-                break;
-            }
-            progress.show(session.n_samples(), pcm.duration(), start.elapsed());
-        }
-    }
-    progress.clear();
-    let n_samples = session.n_samples();
-    let wall = start.elapsed();
-    let error = heard.as_ref().err().map(ToString::to_string);
-    sink.finish(Summary { n_samples, timings: timings(engine.stats() - before, n_samples, wall), error })?;
-    tracing::debug!(n_samples, ?wall, "transcribed");
-    if options.print_timings {
-        print_timings(engine.stats() - before, n_samples, wall, engine.decoder_bytes());
-    }
-    heard?;
-    if n_samples == 0 && !interrupted.load(Ordering::Relaxed) {
-        anyhow::bail!("no audio in it");
-    }
-    Ok(())
-}
-
-fn timings(stats: Stats, n_samples: u64, wall: Duration) -> Timings {
-    let [wall, encoder, decoder] = [wall, stats.encoder, stats.decoder].map(|time| time.as_secs_f64());
-    Timings { wall, encoder, decoder, xrt: n_samples as f64 / f64::from(SAMPLE_RATE) / wall.max(1e-9) }
-}
-
-fn write_events<B: Backend>(
-    session: &mut Session<B>,
-    sink: &mut Sink<'_>,
-    progress: &Progress,
-    options: &Options,
-) -> io::Result<()> {
-    while let Some(event) = session.next_event() {
-        if let Event::Restart { time_ms } = event {
-            tracing::debug!(time_ms, "EOS with audio left: starting afresh");
-            if options.monitor {
-                monitor_restart();
-            }
-        }
-        if sink.shows(&event) {
-            progress.give_way();
-        }
-        sink.event(0, &event)?;
-    }
-    Ok(())
 }

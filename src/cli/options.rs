@@ -63,6 +63,18 @@ struct Arguments {
     #[arg(long, value_name = "CUTOFF", value_parser = cutoff, conflicts_with = "tokens")]
     alt: Option<f32>,
 
+    /// Which channels to hear: the mix of all, each on its own (split), left or right
+    #[arg(long, value_name = "CHANNELS", default_value = "mix", value_enum)]
+    channels: Channels,
+
+    /// Don't look again at speech for which the model had no words (files only)
+    #[arg(long)]
+    no_gap_guard: bool,
+
+    /// Fail where speech has no words even so (exit status 1)
+    #[arg(long, conflicts_with_all = ["no_gap_guard", "tokens"])]
+    strict: bool,
+
     /// Print token ids instead of text, special ones included, one line per input
     #[arg(long, conflicts_with_all = ["format", "output"])]
     tokens: bool,
@@ -106,6 +118,17 @@ struct Arguments {
     /// Show work as symbols on stderr: ▶ encoder, · decoder pass, ▪ one slower than real time, ↺ fresh start
     #[arg(long)]
     monitor: bool,
+}
+
+/// Which channels are transcribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Channels {
+    /// The mean of all.
+    Mix,
+    /// Each on its own.
+    Split,
+    Left,
+    Right,
 }
 
 /// A format as it is named on the command line, where one name may stand for all.
@@ -170,6 +193,11 @@ pub struct Options {
     pub model: PathBuf,
     pub inputs: Vec<Input>,
     pub raw: bool,
+    pub channels: Channels,
+    /// Whether speech without words is looked at again.
+    pub gap_guard: bool,
+    /// Whether such speech is an error where that doesn't help.
+    pub strict: bool,
     pub session: SessionOptions,
     pub output: Output,
     pub device: Device,
@@ -210,6 +238,12 @@ impl Options {
         if inputs.iter().filter(|input| **input == Input::Stdin).count() > 1 {
             return Err(usage("stdin can be read only once"));
         }
+        if a.channels == Channels::Split && inputs.contains(&Input::Stdin) {
+            return Err(usage("stdin can be read only once: --channels split needs files"));
+        }
+        if a.channels == Channels::Split && a.tokens {
+            return Err(usage("--tokens has one line for an input: --channels split gives several"));
+        }
         let (cuda, warnings) = knobs::read(&environment);
         let style = if a.tokens { Style::TokenIds } else { Style::Text };
         let layout = Layout {
@@ -223,6 +257,10 @@ impl Options {
             model: a.model,
             inputs,
             raw: a.raw,
+            channels: a.channels,
+            // ids are what the model said
+            gap_guard: !a.no_gap_guard && !a.tokens,
+            strict: a.strict,
             session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt, probabilities },
             output,
             device: a.device.device,
@@ -292,7 +330,9 @@ const KNOBS: [&str; 2] = ["VOX_MODEL", "VOX_PRINT_TIMINGS"];
 /// A warning about a variable that looks like a knob but is none.
 fn unknown_knob(name: &str) -> Option<String> {
     let known = || KNOBS.into_iter().chain(knobs::names());
-    if !name.starts_with("VOX_") || known().any(|k| k == name) || name.starts_with("VOX_BENCH_") {
+    // cargo sets the commit for what it runs
+    if !name.starts_with("VOX_") || known().any(|k| k == name) || name.starts_with("VOX_BENCH_") || name == "VOX_COMMIT"
+    {
         return None;
     }
     let nearest = known().min_by_key(|k| distance(k, name)).filter(|k| distance(k, name) <= name.len() / 3);
@@ -394,6 +434,17 @@ mod tests {
     }
 
     #[test]
+    fn channels_and_the_guard() {
+        let o = parse("-d m a", &[]).unwrap();
+        assert_eq!((o.channels, o.gap_guard, o.strict), (Channels::Mix, true, false));
+        let o = parse("-d m a --channels split --strict", &[]).unwrap();
+        assert_eq!((o.channels, o.gap_guard, o.strict), (Channels::Split, true, true));
+        assert!(!parse("-d m a --no-gap-guard", &[]).unwrap().gap_guard);
+        assert!(!parse("-d m a --tokens", &[]).unwrap().gap_guard);
+        assert_eq!(parse("-d m - --channels right", &[]).unwrap().channels, Channels::Right);
+    }
+
+    #[test]
     fn formats_and_where_they_go() {
         let output = |line: &str| parse(&format!("-d m {line}"), &[]).map(|o| (o.output.formats, o.output.target));
         let file = |path: &str| Target::File(path.into());
@@ -458,6 +509,10 @@ mod tests {
             "-d m a --alt 0.5 --tokens",
             "-d m a --threads 0",
             "-d m a -f mp3",
+            "-d m a --channels both",
+            "-d m --stdin --channels split",
+            "-d m a --tokens --channels split",
+            "-d m a --strict --no-gap-guard",
             "-d m a -f txt,json",
             "-d m a -f all",
             "-d m a b -f srt",

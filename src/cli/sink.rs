@@ -6,8 +6,8 @@ use std::io::{self, BufWriter, Stdout, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use voxtral::Event;
 use voxtral::output::{Format, JsonlWriter, Style, Timings, Transcript, TranscriptBuilder, TranscriptWriter};
+use voxtral::{Event, Gap};
 
 use super::options::{Input, Output, Target};
 
@@ -34,6 +34,7 @@ enum Live {
 pub struct Summary {
     pub n_samples: u64,
     pub timings: Timings,
+    pub gaps: Vec<Gap>,
     pub error: Option<String>,
 }
 
@@ -106,6 +107,7 @@ impl<'a> Sink<'a> {
             model,
             delay_ms,
             n_samples: summary.n_samples,
+            gaps: summary.gaps,
             timings: Some(summary.timings),
             error: summary.error,
             ..Transcript::merge(transcripts)

@@ -159,7 +159,7 @@ impl Transcript {
         let read = self.n_samples as f64 / f64::from(SAMPLE_RATE);
         let missed_ms: u64 = self.gaps.iter().filter(|gap| gap.text.is_empty()).map(|gap| gap.speech_ms).sum();
         let missed = (missed_ms as f64 / 1000.0).min(read);
-        Coverage { read, transcribed: round_ms(read - missed), missed }
+        Coverage { read: round_ms(read), transcribed: round_ms(read - missed), missed: round_ms(missed) }
     }
 
     /// One transcript of the channels of one input.
