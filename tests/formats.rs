@@ -71,19 +71,20 @@ fn end_errors(heard: &[(String, f64)], spoken: &[(String, f64)]) -> Vec<f64> {
 #[test]
 fn word_ends_are_those_of_the_recordings() {
     let known = parse(&read(&project("samples/word_ends.json")));
-    for delay in ["80", "480", "2400"] {
+    let short: Vec<_> = RECORDINGS.into_iter().filter(|name| *name != "long_mixed").collect();
+    for (delay, recordings, n_words) in [("80", &short[..], 60), ("480", &RECORDINGS, 300), ("2400", &short, 80)] {
         let out = tempfile::tempdir().unwrap();
         let dir = out.path().to_str().unwrap();
-        let (code, stdout, _) = voxtral(&["-f", "json", "-o", dir, "--silent", "--delay", delay], &RECORDINGS);
+        let (code, stdout, _) = voxtral(&["-f", "json", "-o", dir, "--silent", "--delay", delay], recordings);
         assert_eq!((code, stdout.as_str()), (0, ""));
         let mut errors = Vec::new();
-        for name in RECORDINGS {
-            let Some(spoken) = known[name].as_array() else { continue };
+        for name in recordings {
+            let Some(spoken) = known[*name].as_array() else { continue };
             let word = |pair: &Value| (letters(pair[0].as_str().unwrap()), 1000.0 * pair[1].as_f64().unwrap());
             let spoken: Vec<_> = spoken.iter().map(word).collect();
             errors.extend(end_errors(&words(&parse(&read(&out.path().join(format!("{name}.json"))))), &spoken));
         }
-        assert!(errors.len() > 250, "only {} words are the same", errors.len());
+        assert!(errors.len() > n_words, "only {} words are the same", errors.len());
         errors.sort_by(f64::total_cmp);
         let bias = errors[errors.len() / 2];
         let mut sizes: Vec<_> = errors.iter().map(|error| error.abs()).collect();
