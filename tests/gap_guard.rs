@@ -1,6 +1,10 @@
-//! The guard against gaps with the shipped model, kept blank by force for a while.
+//! The guard against gaps: with the shipped model, kept blank by force for a while, and in the program.
 
 mod support;
+
+use std::f32::consts::TAU;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use support::{project, recording, tiny_model};
 use voxtral::backend::cpu::Cpu;
@@ -105,11 +109,11 @@ fn transcribe(name: &str, rut: std::ops::Range<usize>, guarded: bool) -> (String
     let mut engine = Engine::new(rutted, model.tokenizer, &model.params);
     let samples = recording(name);
     let mut session = engine.open(&SessionOptions::default()).unwrap();
-    let mut guard = GapGuard::default();
+    let (mut guard, mut feed) = GapGuard::new();
     let mut builder = TranscriptBuilder::new(&Layout::default(), None);
     for piece in samples.chunks(100_000) {
         session.push(piece).unwrap();
-        guard.samples(piece);
+        feed.samples(piece);
         if session.n_samples() == samples.len() as u64 {
             session.finish();
         }
@@ -158,5 +162,62 @@ fn a_rut_is_found_and_its_words_come_back() {
         println!("{rut:?} s: {errors} word errors, {plain_errors} without a rut; {:?}", guard.gaps());
         assert!(errors <= plain_errors + 4, "{errors} errors: {text}");
         assert!(guard.gaps().iter().all(|gap| gap.start_ms + 3000 > 1000 * rut.start as u64 && !gap.text.is_empty()));
+    }
+}
+
+/// Twelve seconds of somebody humming, in syllables: it moves like a voice, and the model has no words for it.
+fn humming(path: &Path) {
+    let spec = hound::WavSpec {
+        channels: 1,
+        sample_rate: 16_000,
+        bits_per_sample: 16,
+        sample_format: hound::SampleFormat::Int,
+    };
+    let mut writer = hound::WavWriter::create(path, spec).unwrap();
+    let mut phase = 0.0f32;
+    for i in 0..13 * 16_000 {
+        let t = i as f32 / 16_000.0 - 0.5;
+        let bend = 0.25 * (TAU * 1.147 * t).sin() + 0.1 * (TAU * 1.3 * t).sin();
+        phase = (phase + 90.0 * 2f32.powf(bend) / 16_000.0).fract();
+        let loudness = if (0.0..12.0).contains(&t) { (1.5 * (TAU * 3.1 * t).sin()).clamp(0.0, 1.0) } else { 0.0 };
+        writer.write_sample((0.02 * 32_768.0 * loudness * (TAU * phase).sin()) as i16).unwrap();
+    }
+    writer.finalize().unwrap();
+}
+
+/// Runs the program with these arguments; its exit code, what it says in JSON, and stderr.
+fn voxtral(arguments: &[&str], input: &Path) -> (i32, serde_json::Value, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_voxtral"));
+    command.env_remove("VOX_MODEL").env_remove("VOX_PRINT_TIMINGS").stdin(Stdio::null());
+    command.arg("-d").arg(tiny_model()).args(["--device", "cpu", "-f", "json"]).args(arguments).arg(input);
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code().unwrap(), serde_json::from_slice(&stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn speech_without_words_is_reported_and_strictly_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("humming.wav");
+    humming(&path);
+    let (code, json, stderr) = voxtral(&[], &path);
+    assert_eq!((code, &json["text"]), (0, &"".into()));
+    let [gap] = json["gaps"].as_array().unwrap().as_slice() else { panic!("{json}") };
+    assert!(gap["recovered"] == false && gap["speech"].as_f64() >= Some(8.0), "{gap}");
+    assert!(gap["start"].as_f64() <= Some(1.0) && gap["end"].as_f64() >= Some(12.0), "{gap}");
+    assert_eq!(json["coverage"]["missed"], gap["speech"]);
+    assert!(stderr.contains("humming.wav") && stderr.contains("no words for speech from 0.0"), "{stderr}");
+
+    let (code, json, stderr) = voxtral(&["--strict", "--silent"], &path);
+    assert_eq!((code, json["gaps"].as_array().unwrap().len()), (1, 1));
+    assert!(stderr.contains("s of speech have no words"), "{stderr}");
+    let (code, json, stderr) = voxtral(&["--no-gap-guard"], &path);
+    assert_eq!((code, &json["gaps"], stderr.as_str()), (0, &serde_json::json!([]), ""));
+}
+
+#[test]
+fn recordings_and_noise_give_no_cause() {
+    for name in ["kal_computer", "awb_library", "noise_only"] {
+        let (code, json, stderr) = voxtral(&["--strict"], &project(&format!("samples/{name}.wav")));
+        assert_eq!((code, &json["gaps"], stderr.as_str()), (0, &serde_json::json!([]), ""), "{name}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use voxtral::audio::{Channel, SAMPLE_RATE};
 use voxtral::backend::Backend;
 use voxtral::output::Timings;
-use voxtral::{Engine, Event, Gap, GapGuard, Session, Stats};
+use voxtral::{Engine, Event, Gap, GapGuard, LevelFeed, Session, Stats};
 
 use super::input::{PcmStream, open};
 use super::options::{Channels, Input, Options, Verbosity};
@@ -23,6 +23,7 @@ struct Track<B: Backend> {
     pcm: PcmStream,
     session: Session<B>,
     guard: Option<GapGuard>,
+    feed: Option<LevelFeed>,
     /// What ended the audio, once something has.
     heard: Option<voxtral::Result<()>>,
 }
@@ -41,11 +42,13 @@ pub fn transcribe<B: Backend>(
     let names: Vec<_> = channels.iter().map(|(_, name)| name.clone()).collect();
     let mut tracks = Vec::new();
     for (channel, _) in channels {
+        let (guard, feed) = (options.gap_guard && input.is_rereadable()).then(GapGuard::new).unzip();
         tracks.push(Track {
             channel,
             pcm: PcmStream::start(input, options.raw, channel)?,
             session: engine.open(&options.session)?,
-            guard: (options.gap_guard && input.is_rereadable()).then(GapGuard::default),
+            guard,
+            feed,
             heard: None,
         });
     }
@@ -115,8 +118,8 @@ impl<B: Backend> Track<B> {
         }
         let mut samples = Vec::new();
         let more = if interrupted.load(Ordering::Relaxed) { Ok(false) } else { self.pcm.read(&mut samples, POLL) };
-        if let Some(guard) = &mut self.guard {
-            guard.samples(&samples);
+        if let Some(feed) = &mut self.feed {
+            feed.samples(&samples);
         }
         self.heard = match self.session.push(&samples).and(more) {
             Ok(true) => return,

@@ -2,11 +2,12 @@
 //!
 //! The model can fall into blank tokens over speech and stay there for minutes, since every blank makes the next more
 //! likely; from clean state it hears the same audio well. The guard stands between a session and whoever takes its
-//! events. Beside them it sees the samples, keeps their levels until the model has spoken of them, and adds up how much
-//! sound fell into each run of blanks. Where that is a lot, and [`speech_ms`] takes it for speech, the stretch is decoded
+//! events. Beside them it gets the levels of the samples ([`LevelFeed`]), keeps them until the model has spoken of them,
+//! and adds up how much sound fell into each run of blanks. Where that is a lot, and [`speech_ms`] takes it for speech, the stretch is decoded
 //! afresh and its words come out in the place where they were missing.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Event, TokenKind};
 use crate::Result;
@@ -53,15 +54,39 @@ pub trait SecondLook {
     fn decode(&mut self, samples: &[f32]) -> Result<Vec<Event>>;
 }
 
-/// Stands between a session and whoever takes its events.
-#[derive(Debug, Default)]
-pub struct GapGuard {
-    /// Levels of the tokens from `first` on that the model has not spoken of.
-    levels: VecDeque<f32>,
-    first: u64,
+/// Levels in dBFS, one for each token of audio, that the model has not spoken of.
+type Levels = Arc<Mutex<VecDeque<f32>>>;
+
+/// Tells a guard how loud the samples are that its session gets; may be on another thread.
+#[derive(Debug)]
+pub struct LevelFeed {
+    levels: Levels,
     /// Sum of squares and number of samples of the token under way.
     power: f64,
     n_samples: usize,
+}
+
+impl LevelFeed {
+    /// Takes the samples that the session gets, before it gets them.
+    pub fn samples(&mut self, samples: &[f32]) {
+        for &sample in samples {
+            self.power += f64::from(sample) * f64::from(sample);
+            self.n_samples += 1;
+            if self.n_samples == SAMPLES_PER_TOKEN {
+                let level = 10.0 * (self.power / SAMPLES_PER_TOKEN as f64 + 1e-10).log10();
+                self.levels.lock().unwrap_or_else(PoisonError::into_inner).push_back(level as f32);
+                (self.power, self.n_samples) = (0.0, 0);
+            }
+        }
+    }
+}
+
+/// Stands between a session and whoever takes its events.
+#[derive(Debug)]
+pub struct GapGuard {
+    levels: Levels,
+    /// Index of the token that the first of them belongs to.
+    first: u64,
     floor: Floor,
     /// Whether there was sound in the last blanks, which may belong to the next word.
     latest: VecDeque<(u64, bool)>,
@@ -81,22 +106,25 @@ struct Stretch {
 }
 
 impl GapGuard {
+    /// A guard, and what has to get the session's samples.
+    pub fn new() -> (Self, LevelFeed) {
+        let levels = Levels::default();
+        let feed = LevelFeed { levels: levels.clone(), power: 0.0, n_samples: 0 };
+        let guard = Self {
+            levels,
+            first: 0,
+            floor: Floor::default(),
+            latest: VecDeque::new(),
+            stretches: Vec::new(),
+            word_ms: 0,
+            gaps: Vec::new(),
+        };
+        (guard, feed)
+    }
+
     /// What it found so far.
     pub fn gaps(&self) -> &[Gap] {
         &self.gaps
-    }
-
-    /// Takes the samples that the session gets, before the events they lead to.
-    pub fn samples(&mut self, samples: &[f32]) {
-        for &sample in samples {
-            self.power += f64::from(sample) * f64::from(sample);
-            self.n_samples += 1;
-            if self.n_samples == SAMPLES_PER_TOKEN {
-                let level = 10.0 * (self.power / SAMPLES_PER_TOKEN as f64 + 1e-10).log10();
-                self.levels.push_back(level as f32);
-                (self.power, self.n_samples) = (0.0, 0);
-            }
-        }
     }
 
     /// Takes the session's next event. Returns what is to be passed on: the event, behind the words that were missing
@@ -135,8 +163,9 @@ impl GapGuard {
     /// Whether there is sound in the token of audio that ends at this time.
     fn sound(&mut self, time_ms: u64) -> bool {
         let mut sound = false;
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
         while self.first < time_ms / TOKEN_MS {
-            let Some(level) = self.levels.pop_front() else { return false };
+            let Some(level) = levels.pop_front() else { return false };
             self.first += 1;
             sound = self.floor.is_sound(level);
         }
@@ -186,6 +215,7 @@ impl GapGuard {
                 until_ms = word_ms.saturating_sub(SAME_MS);
             }
             let samples = second.samples(to_sample(start_ms), to_sample(end_ms))?;
+            let end_ms = start_ms + samples.len() as u64 * 1000 / u64::from(SAMPLE_RATE);
             let speech_ms = speech_ms(&samples);
             if speech_ms < MIN_SPEECH_MS {
                 continue;
@@ -315,7 +345,7 @@ mod tests {
 
         /// The text that comes through the guard, and the gaps.
         fn run(&mut self, deaf: std::ops::Range<u64>) -> (String, Vec<Gap>) {
-            let mut guard = GapGuard::default();
+            let (mut guard, mut feed) = GapGuard::new();
             let events = self.events(0, self.samples.len() as u64, deaf);
             let (mut text, mut last_ms) = (String::new(), 0);
             let mut samples = self.samples.clone();
@@ -324,7 +354,7 @@ mod tests {
                 let n = samples.len().min(SAMPLES_PER_TOKEN);
                 let mut next: Vec<_> = samples.drain(samples.len() - n..).collect();
                 next.reverse();
-                guard.samples(&next);
+                feed.samples(&next);
                 for event in guard.event(event, self).unwrap() {
                     if let Event::Token(token) = event
                         && token.kind == TokenKind::Text
@@ -406,12 +436,14 @@ mod tests {
 
     #[test]
     fn levels_wait_only_for_their_tokens() {
-        let mut guard = GapGuard::default();
+        let (mut guard, mut feed) = GapGuard::new();
         let mut stage = Stage::new(Vec::new(), &[]);
         for i in 0..100_000 {
-            guard.samples(&[0.0; SAMPLES_PER_TOKEN]);
+            feed.samples(&[0.0; SAMPLES_PER_TOKEN]);
             guard.event(token(TokenKind::Blank, 80 * (i + 1), ""), &mut stage).unwrap();
-            assert!(guard.levels.is_empty() && guard.latest.len() <= WORD && guard.stretches.is_empty());
+            assert!(
+                guard.levels.lock().unwrap().is_empty() && guard.latest.len() <= WORD && guard.stretches.is_empty()
+            );
         }
     }
 }
