@@ -2,6 +2,9 @@
 //!
 //!     cargo bench --features cuda --bench cuda -- DIR     # 8.86 GB are written into DIR unless they are there
 //!
+//! `--cublaslt` has cuBLASLt multiply in the decoder, `--page-lock` page-locks the whole file for loading, `--no-pool` takes
+//! memory without the driver's pool.
+//!
 //! Times are wall-clock medians of whole backend calls, waiting for the GPU included.
 
 #[path = "../tests/support/mod.rs"]
@@ -12,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use support::synthetic::Preset;
 use voxtral::backend::cuda::{Cuda, CudaStream};
-use voxtral::backend::{Backend, BackendOptions, EncodeChunk, Span};
+use voxtral::backend::{Backend, BackendOptions, CublasLt, CudaOptions, EncodeChunk, Products, Span};
 use voxtral::model::params::TransformerParams;
 use voxtral::{Delay, Engine, Model, SessionOptions};
 
@@ -27,7 +30,7 @@ fn main() {
     let model = Model::open(dir).unwrap();
     for run in 1..=3 {
         let start = Instant::now();
-        let cuda = Cuda::load(&model.weights, &BackendOptions::default()).unwrap();
+        let cuda = Cuda::load(&model.weights, &options()).unwrap();
         let time = start.elapsed();
         if run == 1 {
             println!("commit {}, {}", env!("VOX_COMMIT"), cuda.device_name());
@@ -35,11 +38,22 @@ fn main() {
         let bytes = (cuda.decoder_bytes() + cuda.encoder_bytes()) as f64;
         println!("load {run}: {:.2} s, {:.1} GB/s", time.as_secs_f64(), bytes / time.as_secs_f64() / 1e9);
     }
-    let mut cuda = Cuda::load(&model.weights, &BackendOptions::default()).unwrap();
+    let mut cuda = Cuda::load(&model.weights, &options()).unwrap();
     encoder(&mut cuda, &model);
     decoder(&mut cuda, &model);
     println!("memory in use: {} MiB", cuda.used_memory().unwrap() >> 20);
     clip(cuda, model);
+}
+
+fn options() -> BackendOptions {
+    let asked = |name| std::env::args().any(|argument| argument == name);
+    let cuda = CudaOptions {
+        products: if asked("--cublaslt") { Products::CublasLt(CublasLt::default()) } else { Products::Own },
+        host_register_bytes: if asked("--page-lock") { u64::MAX } else { 0 },
+        mempool: !asked("--no-pool"),
+        ..CudaOptions::default()
+    };
+    BackendOptions { cuda, ..BackendOptions::default() }
 }
 
 fn ms(time: Duration) -> f64 {

@@ -14,7 +14,7 @@ use support::synthetic::{Dims, Preset};
 use voxtral::audio::mel::{MelFilters, MelStream};
 use voxtral::backend::cpu::Cpu;
 use voxtral::backend::cuda::Cuda;
-use voxtral::backend::{Backend, BackendOptions, CudaOptions, EncodeChunk, Prediction, Span};
+use voxtral::backend::{Backend, BackendOptions, CublasLt, CudaOptions, EncodeChunk, Prediction, Products, Span};
 use voxtral::model::{Delay, Model};
 use voxtral::{Engine, Event, SessionOptions};
 
@@ -185,6 +185,12 @@ fn activations_are_those_of_the_cpu() {
         let expected = traced(&mut cpu, &mel, &tokens[..64]);
         let got = traced(&mut cuda(model, true), &mel, &tokens[..64]);
         assert_close(&got, &expected, 3e-2);
+        let products = Products::CublasLt(CublasLt::default());
+        let options =
+            BackendOptions { cuda: CudaOptions { products, ..CudaOptions::default() }, ..BackendOptions::default() };
+        let mut cublaslt = Cuda::load(&model.weights, &options).unwrap();
+        assert!(cublaslt.uses_cublaslt(), "cuBLASLt is not there");
+        assert_close(&traced(&mut cublaslt, &mel, &tokens[..64]), &expected, 3e-2);
     }
 }
 

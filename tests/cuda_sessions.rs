@@ -190,6 +190,9 @@ fn cublaslt_says_the_same_in_spans_of_any_length() {
             assert_eq!(transcribe(&mut engine(cuda), &inputs), expected, "{compute:?}");
         }
     }
+    let products = Products::CublasLt(CublasLt { autotune: false, ..CublasLt::default() });
+    let run = |graphs| logits(&mut cuda(CudaOptions { products, graphs, ..CudaOptions::default() }), 3);
+    assert!(run(true) == run(false), "graphs");
 }
 
 #[test]

@@ -112,6 +112,9 @@ impl Library {
             products.next().ok_or_else(|| Error::Backend(format!("cuBLASLt: has no algorithm for {shape:?}")))?;
         let mut best = Product { shape, layouts, algorithm, workspace_bytes };
         if !self.options.autotune {
+            // what is loaded at first use is not loaded while a graph is being recorded
+            // SAFETY: as promised by the caller.
+            unsafe { self.multiply(&best, w[0], x, out)? };
             return Ok(best);
         }
         // SAFETY: as promised by the caller.

@@ -185,7 +185,7 @@ impl Decoder {
         let library = match (library, widths) {
             (Some(library), Some(widths)) => {
                 let residual = scratch.residual.address();
-                Some(LibraryPasses::new(device, library, widths, &addresses, head.address(), residual)?)
+                Some(LibraryPasses::new(device, library, widths, &addresses, head.address(), residual, options.graphs)?)
             }
             _ => None,
         };
@@ -389,17 +389,15 @@ impl Decoder {
         }
     }
 
-    fn launch(&self, n_rows: usize, n_wanted: usize, all_logits: bool, trace: &mut Tracer) -> Result<()> {
+    fn launch(&mut self, n_rows: usize, n_wanted: usize, all_logits: bool, trace: &mut Tracer) -> Result<()> {
         let d = &self.params.decoder;
         let pass = self.parameters(all_logits);
         let phases = Phases { n_layers: d.n_layers };
         let index = self.kernels.index(n_rows);
         let head_index = self.kernels.index(n_wanted);
-        if let Some(library) = &self.library {
-            let residual = &self.scratch.residual;
-            let traced = |layer| trace.f32("decoder_layer", layer, residual, n_rows, padded(d.dim), d.dim);
+        if let Some(library) = &mut self.library {
             // SAFETY: as below.
-            return unsafe { library.launch(&self.kernels, &pass, n_rows, n_wanted, traced) };
+            return unsafe { library.launch(&self.kernels, &pass, [n_rows, n_wanted], &self.scratch.residual, trace) };
         }
         // SAFETY: the scratch memory holds MAX_ROWS rows of every width used here, the rows' addresses are those of open
         // streams whose rings hold their positions, and matrices have the sizes that the parameters say.

@@ -3,11 +3,13 @@
 //!
 //! All products have [`MAX_ROWS`] rows, however many are in use; reading the weights is what takes the time.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::Tracer;
 use super::cublaslt::{Library, Product, Shape};
 use super::decoder::LayerLayout;
-use super::device::{Address, Buffer, Device, Kernel};
+use super::device::{Address, Buffer, Device, Graph, Kernel};
 use super::launch::DECODER_STEPS;
 use super::pass::{MAX_ROWS, Pass, PassKernels, Phases};
 use super::weights::{Loader, padded};
@@ -17,6 +19,8 @@ use crate::model::weights::{LayerWeights, Tensor};
 
 /// Widths of matrices and rows in memory are multiples of this.
 const ALIGN: usize = 64;
+/// Shapes remembered.
+const MAX_GRAPHS: usize = 64;
 
 /// Widths of the rows that products read (`k`) and write (`n`).
 #[derive(Clone, Copy)]
@@ -88,6 +92,9 @@ pub struct LibraryPasses {
     activated: Buffer,
     /// `[MAX_ROWS, n_vocab]`, of the last pass
     pub logits: Buffer,
+    /// By rows, and rows of the head.
+    graphs: HashMap<[usize; 2], Graph>,
+    use_graphs: bool,
 }
 
 impl Widths {
@@ -155,6 +162,7 @@ impl LibraryPasses {
         layers: &[Address],
         head: Address,
         residual: Address,
+        use_graphs: bool,
     ) -> Result<Self> {
         let layout = widths.layer();
         let zeros = |width: usize, size: usize| device.alloc_zeros(MAX_ROWS * width * size);
@@ -196,20 +204,49 @@ impl LibraryPasses {
             gates,
             activated,
             logits,
+            graphs: HashMap::new(),
+            use_graphs,
         })
     }
 
-    /// Runs a pass of `n_rows` rows, of which `n_wanted` are for the head. `after_layer` is called after each layer.
+    /// Runs a pass of `n_rows` rows, of which `n_wanted` are for the head; `residual` is that of `pass`, which but for what
+    /// lies behind its addresses is always the same.
     ///
     /// # Safety
     /// As for [`PassKernels::launch`], with matrices as [`Widths::pack`] leaves them.
     pub unsafe fn launch(
+        &mut self,
+        kernels: &PassKernels,
+        pass: &Pass,
+        [n_rows, n_wanted]: [usize; 2],
+        residual: &Buffer,
+        trace: &mut Tracer,
+    ) -> Result<()> {
+        let shape = [n_rows, n_wanted];
+        if !self.use_graphs || trace.is_on() {
+            // SAFETY: as promised by the caller.
+            return unsafe { self.work(kernels, pass, shape, residual, trace) };
+        }
+        if !self.graphs.contains_key(&shape) {
+            if self.graphs.len() >= MAX_GRAPHS {
+                self.graphs.clear();
+            }
+            // SAFETY: as promised by the caller.
+            let graph = self.device.capture(|| unsafe { self.work(kernels, pass, shape, residual, trace) })?;
+            self.graphs.insert(shape, graph);
+        }
+        self.graphs.get_mut(&shape).expect("just inserted").launch()
+    }
+
+    /// # Safety
+    /// As for [`launch`](Self::launch).
+    unsafe fn work(
         &self,
         kernels: &PassKernels,
         pass: &Pass,
-        n_rows: usize,
-        n_wanted: usize,
-        mut after_layer: impl FnMut(usize) -> Result<()>,
+        [n_rows, n_wanted]: [usize; 2],
+        residual: &Buffer,
+        trace: &mut Tracer,
     ) -> Result<()> {
         let w = &self.widths;
         let steps = Steps {
@@ -268,10 +305,11 @@ impl LibraryPasses {
                 multiply(&self.w13, layer.w13, &self.normed, steps.gates)?;
                 run(&self.swiglu, [wide(steps.hidden), rows], &here)?;
                 multiply(&self.w2, layer.w2, &self.activated, steps.residual)?;
-                after_layer(i)?;
+                trace.f32("decoder_layer", i, residual, n_rows, pass.width as usize, pass.dim as usize)?;
             }
             if n_wanted > 0 {
                 run(&self.norm, [rows, 1], &Steps { layer: -1, norm: pass.final_norm, last: 1, ..steps })?;
+                trace.f16("decoder_norm", 0, &self.normed, n_wanted, w.k_dim, pass.dim as usize)?;
                 multiply(&self.head, pass.head, &self.normed, steps.logits)?;
                 run(&self.best, [wide(steps.vocab).div_ceil(8), n_wanted as u32], &steps)?;
             }
