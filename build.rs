@@ -14,6 +14,7 @@ const ARCHITECTURES: &str = "80,86,89,90a,100,120";
 
 fn main() {
     commit();
+    microphone();
     println!("cargo::rustc-check-cfg=cfg(cuda_kernels)");
     println!("cargo::rerun-if-changed=kernels");
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VOX_CUDA_ARCH"] {
@@ -23,6 +24,15 @@ fn main() {
         Ok(()) => println!("cargo::rustc-cfg=cuda_kernels"),
         Err(reason) if env::var_os("CARGO_FEATURE_CUDA").is_some() => println!("cargo::error={reason}"),
         Err(reason) => println!("cargo::warning=built without CUDA: {reason}"),
+    }
+}
+
+/// The cfg `microphone` says that cpal is there: where it needs no library of its own, or with the feature `mic`.
+fn microphone() {
+    println!("cargo::rustc-check-cfg=cfg(microphone)");
+    let system = env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
+    if env::var_os("CARGO_FEATURE_MIC").is_some() || ["windows", "macos"].contains(&system.as_str()) {
+        println!("cargo::rustc-cfg=microphone");
     }
 }
 

@@ -12,13 +12,11 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
 use support::synthetic::Preset;
 use voxtral::backend::cpu::Cpu;
+use voxtral::backend::cpu::ceiling::read_decoder;
 use voxtral::backend::{Backend, BackendOptions, EncodeChunk, Span};
-use voxtral::model::Weights;
 use voxtral::model::params::TransformerParams;
-use voxtral::model::weights::{LayerWeights, Tensor};
 use voxtral::{Delay, Engine, Model, SessionOptions};
 
 const REPEATS: usize = 5;
@@ -115,7 +113,7 @@ fn stages(dir: &Path, options: &BackendOptions, threads: usize) {
 
     let bytes = cpu.decoder_bytes();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    pool.install(|| read(&model.weights));
+    pool.install(|| read_decoder(&model.weights));
     // read and step by turns: both see the same state of the machine
     let (mut reads, mut steps) = (Vec::new(), Vec::new());
     let mut prompt = Vec::new();
@@ -126,7 +124,7 @@ fn stages(dir: &Path, options: &BackendOptions, threads: usize) {
     }
     for _ in 0..2 * REPEATS {
         let start = Instant::now();
-        pool.install(|| read(&model.weights));
+        pool.install(|| read_decoder(&model.weights));
         reads.push(start.elapsed());
         let start = Instant::now();
         decode(&mut cpu, &mut stream, &[32]);
@@ -153,31 +151,6 @@ fn stages(dir: &Path, options: &BackendOptions, threads: usize) {
 fn decode(cpu: &mut Cpu, stream: &mut <Cpu as Backend>::Stream, inputs: &[u32]) {
     let predict_from = inputs.len() - 1;
     cpu.decode(&mut [Span { stream, inputs, predict_from, n_top: 1, predictions: Vec::new() }]).unwrap();
-}
-
-/// Adds up all words of the decoder's matrices, in the order of a step.
-fn read(weights: &Weights) {
-    let matrices = |layer: &'_ LayerWeights| {
-        let (a, f) = (&layer.attention, &layer.feed_forward);
-        [&a.wq, &a.wk, &a.wv, &a.wo, &f.w1, &f.w3, &f.w2].map(Tensor::clone)
-    };
-    let all = weights.decoder.iter().flat_map(matrices).chain([weights.tok_embeddings.clone()]);
-    let sum: u64 = all
-        .map(|tensor| tensor.data().par_chunks(1 << 15).map(sum).reduce(|| 0, u64::wrapping_add))
-        .fold(0, u64::wrapping_add);
-    std::hint::black_box(sum);
-}
-
-fn sum(values: &[[u8; 2]]) -> u64 {
-    let words = values.as_chunks::<32>().0;
-    let mut sums = [0u64; 8];
-    for word in words {
-        let bytes = word.as_flattened();
-        for (sum, eight) in sums.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            *sum = sum.wrapping_add(u64::from_le_bytes(*eight));
-        }
-    }
-    sums.into_iter().fold(0, u64::wrapping_add)
 }
 
 /// Multiply-adds of convolutions, encoder layers and adapter, counted twice, with a full window of attention.

@@ -173,6 +173,12 @@ fn monitor_and_debug_write_to_stderr() {
     let (code, stdout, stderr) = output(voxtral().arg("--debug").arg(sample("kal_computer")));
     assert_eq!((code, stdout.as_str()), (0, KAL));
     assert!(stderr.contains("model loaded") && stderr.contains("WAV"), "{stderr}");
+    // each stage says how long it took
+    for stage in
+        ["load: voxtral::cli: model loaded load=", "input{name=", "stats.prefill=", "stats.encoder=", "stats.decoder="]
+    {
+        assert!(stderr.contains(stage), "{stage}: {stderr}");
+    }
 }
 
 #[test]
@@ -267,4 +273,17 @@ fn an_interrupt_leaves_files_undone_and_says_so_by_its_status() {
     stdout.read_to_end(&mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(text.ends_with(b"\n") && text.len() < 20_000, "{} bytes", text.len());
+}
+
+#[cfg(all(target_os = "linux", not(feature = "mic")))]
+#[test]
+fn a_program_without_microphones_says_what_to_do() {
+    for arguments in [["--from-mic", "--silent"].as_slice(), &["--from-mic", "--mic", "usb", "--silent"]] {
+        let (code, stdout, stderr) = output(voxtral().args(arguments));
+        assert_eq!((code, stdout.as_str()), (1, ""));
+        assert!(stderr.contains("--features mic") && stderr.contains("arecord"), "{stderr}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_voxtral"));
+    let (code, _, stderr) = output(command.arg("--list-mics"));
+    assert!(code == 1 && stderr.contains("--features mic"), "{stderr}");
 }

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use voxtral::audio::{AudioReader, Channel, SAMPLE_RATE};
 use voxtral::{Error, Result};
 
+use super::mic::{self, Offer};
 use super::options::Input;
 
 /// Pieces decoded ahead of need, each at most about a second.
@@ -25,6 +26,7 @@ impl Input {
         match self {
             Self::File(path) => path.display().to_string(),
             Self::Stdin => "stdin".into(),
+            Self::Microphone(_) => "microphone".into(),
         }
     }
 }
@@ -33,6 +35,8 @@ enum Piece {
     /// Seconds that the input claims to have.
     Duration(f64),
     Samples(Vec<f32>),
+    /// A pause, before which nothing is to wait for more.
+    Pause,
     /// The input's end, or what ended it before.
     End(Result<()>),
 }
@@ -41,6 +45,7 @@ enum Piece {
 pub struct PcmStream {
     pieces: Receiver<Piece>,
     duration: Option<f64>,
+    pauses: bool,
 }
 
 impl PcmStream {
@@ -49,17 +54,25 @@ impl PcmStream {
         let (sender, pieces) = sync_channel(QUEUE);
         let input = input.clone();
         let decode = move || {
-            let result = open(&input, raw, channel).and_then(|reader| send_all(reader, &sender));
+            let result = open(&input, raw, channel).and_then(|reader| match input {
+                Input::Microphone(_) => mic::capture(reader, |samples, pauses| send_live(samples, pauses, &sender)),
+                Input::File(_) | Input::Stdin => send_all(reader, &sender),
+            });
             // nobody listens any more once the input is given up
             let _ = sender.send(Piece::End(result));
         };
         std::thread::Builder::new().name(THREAD_NAME.into()).spawn(decode)?;
-        Ok(Self { pieces, duration: None })
+        Ok(Self { pieces, duration: None, pauses: false })
     }
 
     /// Seconds of audio, where the input has told so far.
     pub fn duration(&self) -> Option<f64> {
         self.duration
+    }
+
+    /// Whether a pause has begun since this was asked.
+    pub fn take_pause(&mut self) -> bool {
+        std::mem::take(&mut self.pauses)
     }
 
     /// Appends the next piece, waiting for it no longer than `timeout`. `false` at the end.
@@ -70,6 +83,7 @@ impl PcmStream {
         match self.pieces.recv_timeout(timeout) {
             Ok(Piece::Duration(seconds)) => self.duration = Some(seconds),
             Ok(Piece::Samples(piece)) => samples.extend(piece),
+            Ok(Piece::Pause) => self.pauses = true,
             Ok(Piece::End(result)) => return result.map(|()| false),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(Error::DamagedAudio("its decoder crashed".into())),
@@ -86,6 +100,7 @@ pub fn open(input: &Input, raw: bool, channel: Channel) -> Result<AudioReader> {
             Some(file) => AudioReader::from_file(file, channel),
             None => AudioReader::from_stream(io::stdin(), channel),
         },
+        (Input::Microphone(name), _) => mic::open(name.as_deref(), channel),
         (Input::File(path), false) => AudioReader::open_channel(path, channel),
         (Input::File(path), true) => {
             let io = |error| Error::Io { path: path.clone(), error };
@@ -123,6 +138,22 @@ fn send_all(mut reader: AudioReader, sender: &SyncSender<Piece>) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Offers live samples without waiting: what is not taken now is offered again with what follows.
+fn send_live(samples: &mut Vec<f32>, pauses: bool, sender: &SyncSender<Piece>) -> Offer {
+    let offer = |piece| match sender.try_send(piece) {
+        Ok(()) => Offer::Taken,
+        Err(TrySendError::Full(_)) => Offer::Busy,
+        Err(TrySendError::Disconnected(_)) => Offer::Closed,
+    };
+    if !samples.is_empty() {
+        match offer(Piece::Samples(samples.clone())) {
+            Offer::Taken => samples.clear(),
+            other => return other,
+        }
+    }
+    if pauses { offer(Piece::Pause) } else { Offer::Taken }
 }
 
 /// Keeps quiet about panics on the decoding thread: those of the audio decoders are caught and become errors.

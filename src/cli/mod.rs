@@ -1,14 +1,17 @@
 //! The program: one engine, inputs one after the other, text to stdout as it is recognised.
 
+mod bulk;
+mod commands;
 mod input;
 mod knobs;
+mod mic;
 mod options;
 mod report;
 mod second_look;
 mod sink;
 mod transcribe;
 
-use std::io::{self, ErrorKind, IsTerminal as _};
+use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,8 +26,9 @@ use voxtral::backend::cpu::Cpu;
 use voxtral::backend::{cuda::Cuda, handover::Handover};
 use voxtral::{Engine, Model};
 
+use self::bulk::{Batch, Outcome};
 use self::input::silence_decoder_panics;
-use self::options::{Device, Input, Options, Verbosity};
+use self::options::{Command, Device, Options, Request, Target, Verbosity};
 use self::report::say;
 use self::transcribe::transcribe;
 
@@ -35,7 +39,11 @@ const SAME_INTERRUPT: Duration = Duration::from_millis(250);
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let options = Options::from_process();
+    let options = match Request::from_process() {
+        Request::Transcribe(options) => options,
+        Request::Command(command) => return run_command(&command),
+        Request::ListMicrophones => return exit_code(list_microphones()),
+    };
     start_logging(options.verbosity);
     silence_decoder_panics();
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -45,11 +53,41 @@ pub fn main() -> ExitCode {
     for warning in &options.warnings {
         tracing::warn!("{warning}");
     }
-    let result = match options.device {
-        Device::Auto => run_on_any(&options, &interrupted),
-        Device::Cpu => load::<Cpu>(&options).and_then(|engine| run(engine, &options, &interrupted)),
-        Device::Cuda => run_on_cuda(&options, &interrupted),
-    };
+    exit_code(Batch::plan(&options).and_then(|mut batch| {
+        let code = work(&options, &mut batch, &interrupted)?;
+        batch.summary().iter().for_each(|summary| say(format_args!("{summary}")));
+        Ok(code)
+    }))
+}
+
+fn work(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
+    if batch.jobs.is_empty() || batch.has_failed() && options.bulk.fail_fast {
+        return Ok(exit_status(batch));
+    }
+    match options.device {
+        Device::Auto => run_on_any(options, batch, interrupted),
+        Device::Cpu => load::<Cpu>(options).and_then(|engine| run(engine, options, batch, interrupted)),
+        Device::Cuda => run_on_cuda(options, batch, interrupted),
+    }
+}
+
+fn list_microphones() -> anyhow::Result<u8> {
+    let names = mic::names()?;
+    if names.is_empty() {
+        anyhow::bail!("there is no microphone, or none may be used");
+    }
+    let mut out = io::stdout().lock();
+    names.iter().try_for_each(|name| writeln!(out, "{name}"))?;
+    Ok(0)
+}
+
+fn run_command(command: &Command) -> ExitCode {
+    start_logging(Verbosity::Normal);
+    silence_decoder_panics();
+    exit_code(commands::run(command).map(|well| if well { 0 } else { FAILED }))
+}
+
+fn exit_code(result: anyhow::Result<u8>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -97,30 +135,31 @@ fn report_error(error: &anyhow::Error) {
 }
 
 #[cfg(cuda_kernels)]
-fn run_on_cuda(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<u8> {
-    load::<Cuda>(options).and_then(|engine| run(engine, options, interrupted))
+fn run_on_cuda(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
+    load::<Cuda>(options).and_then(|engine| run(engine, options, batch, interrupted))
 }
 
 #[cfg(not(cuda_kernels))]
-fn run_on_cuda(_: &Options, _: &AtomicBool) -> anyhow::Result<u8> {
+fn run_on_cuda(_: &Options, _: &mut Batch, _: &AtomicBool) -> anyhow::Result<u8> {
     anyhow::bail!(
         "this program was built without CUDA: install nvcc 13 (scripts/install_nvcc.sh puts it into .cuda/) and build again"
     )
 }
 
 /// On the first GPU where there is one, and on the CPU where there is none or from its first failure on.
-fn run_on_any(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<u8> {
+fn run_on_any(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
     #[cfg(cuda_kernels)]
     match voxtral::backend::cuda::probe(options.backend.cuda.ordinal) {
-        Ok(()) => return run(load::<Handover<Cuda, Cpu>>(options)?, options, interrupted),
+        Ok(()) => return run(load::<Handover<Cuda, Cpu>>(options)?, options, batch, interrupted),
         Err(reason) => tracing::debug!("no GPU: {reason}"),
     }
-    load::<Cpu>(options).and_then(|engine| run(engine, options, interrupted))
+    load::<Cpu>(options).and_then(|engine| run(engine, options, batch, interrupted))
 }
 
 /// Loads the model onto a backend.
 fn load<B: Backend>(options: &Options) -> anyhow::Result<Engine<B>> {
     let start = Instant::now();
+    let _span = tracing::debug_span!("load").entered();
     let model = Model::open(&options.model).context("cannot load the model")?;
     let engine = Engine::load(model, &options.backend).context("cannot load the model")?;
     let load = start.elapsed();
@@ -132,25 +171,44 @@ fn load<B: Backend>(options: &Options) -> anyhow::Result<Engine<B>> {
 }
 
 /// Transcribes all inputs; the exit code.
-fn run<B: Backend>(mut engine: Engine<B>, options: &Options, interrupted: &AtomicBool) -> anyhow::Result<u8> {
-    let mut code = 0;
-    for input in &options.inputs {
-        if options.inputs.len() > 1 && options.verbosity != Verbosity::Silent {
-            say(format_args!("{}:\n", input.name()));
+fn run<B: Backend>(
+    mut engine: Engine<B>,
+    options: &Options,
+    batch: &mut Batch,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<u8> {
+    let jobs = std::mem::take(&mut batch.jobs);
+    let titles = jobs.len() > 1 && options.output.target == Target::Stdout && options.verbosity != Verbosity::Silent;
+    for job in &jobs {
+        if titles {
+            say(format_args!("{}:\n", job.input.name()));
         }
-        match transcribe(&mut engine, input, options, interrupted) {
-            Ok(()) => {}
+        let start = Instant::now();
+        let span = tracing::debug_span!("input", name = job.input.name());
+        let result = span.in_scope(|| transcribe(&mut engine, job, &batch.progress(), options, interrupted));
+        let is_interrupted = interrupted.load(Ordering::Relaxed);
+        let (n_samples, error) = match result {
+            Ok(_) if is_interrupted && !job.input.is_live() => return Ok(INTERRUPTED),
+            Ok(n_samples) => (n_samples, None),
             Err(error) if is_broken_pipe(&error) => return Err(error),
             Err(error) => {
                 let named = matches!(error.downcast_ref(), Some(voxtral::Error::Io { .. }));
-                report_error(&if named { error } else { error.context(input.name()) });
-                code = FAILED;
+                (0, Some(format!("{:#}", if named { error } else { error.context(job.input.name()) })))
             }
-        }
-        if interrupted.load(Ordering::Relaxed) {
+        };
+        let failed = error.is_some();
+        batch.end(job, Outcome { n_samples, time: start.elapsed(), error })?;
+        if is_interrupted {
             // stopping a live stream is how it ends; stopping work on files leaves some undone
-            return Ok(if *input == Input::Stdin { code } else { INTERRUPTED });
+            return Ok(if job.input.is_live() { exit_status(batch) } else { INTERRUPTED });
+        }
+        if failed && options.bulk.fail_fast {
+            break;
         }
     }
-    Ok(code)
+    Ok(exit_status(batch))
+}
+
+fn exit_status(batch: &Batch) -> u8 {
+    if batch.has_failed() { FAILED } else { 0 }
 }

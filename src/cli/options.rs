@@ -1,10 +1,12 @@
 //! Arguments and environment to typed options; no other file reads either.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap_complete::Shell;
 use voxtral::backend::{BackendOptions, CudaOptions};
 use voxtral::output::{Format, Layout, Style};
 use voxtral::{Delay, SessionOptions};
@@ -23,7 +25,9 @@ Exit status: 0 all well, 1 some input failed (the others are done), 2 wrong usag
 Examples:
   voxtral -d voxtral-model talk.mp3
   voxtral -d voxtral-model *.wav > all.txt
-  ffmpeg -i URL -f s16le -ar 16000 -ac 1 - | voxtral -d voxtral-model --stdin -I 0.5";
+  ffmpeg -i URL -f s16le -ar 16000 -ac 1 - | voxtral -d voxtral-model --stdin -I 0.5
+
+A file with the name of a command is -i NAME or ./NAME.";
 
 /// Streaming speech-to-text with Mistral's Voxtral Realtime model.
 ///
@@ -33,19 +37,41 @@ Examples:
 struct Arguments {
     /// Model directory: params.json, tekken.json and consolidated.safetensors
     #[arg(short = 'd', long, value_name = "DIR", env = "VOX_MODEL", hide_env = true)]
-    model: PathBuf,
+    #[arg(required_unless_present = "list_mics")]
+    model: Option<PathBuf>,
 
-    /// Audio file; may be repeated. WAV, MP3, FLAC, Ogg, Opus, M4A, AIFF, CAF, MKV, WebM; - is stdin
+    /// Audio file, directory of them or pattern like 'talks/**/*.mp3'; may be repeated. WAV, MP3, FLAC, Ogg, Opus, M4A,
+    /// AIFF, CAF, MKV, WebM; - is stdin
     #[arg(short = 'i', long = "input", value_name = "FILE")]
     input: Vec<PathBuf>,
 
-    /// More audio files
+    /// More audio files, directories or patterns
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
 
+    /// File with names of inputs, one a line or ended by NUL bytes; - is stdin
+    #[arg(long, value_name = "FILE")]
+    list: Vec<PathBuf>,
+
+    /// Look for audio files below directories too
+    #[arg(short = 'r', long)]
+    recursive: bool,
+
     /// Read audio from stdin: any format above, or raw s16le 16 kHz mono
-    #[arg(long, conflicts_with_all = ["input", "files"])]
+    #[arg(long, conflicts_with_all = ["input", "files", "list", "from_mic"])]
     stdin: bool,
+
+    /// Listen to a microphone until Ctrl-C. Silence is left out
+    #[arg(long, conflicts_with_all = ["input", "files", "list", "raw"])]
+    from_mic: bool,
+
+    /// Which microphone, by a part of its name [default: the system's]
+    #[arg(long, value_name = "NAME")]
+    mic: Option<String>,
+
+    /// Show the names of all microphones
+    #[arg(long, exclusive = true)]
+    list_mics: bool,
 
     /// Take the input for raw s16le 16 kHz mono, whatever it looks like
     #[arg(long)]
@@ -98,6 +124,22 @@ struct Arguments {
     /// The longest segment [default: 7 in subtitles, 30 elsewhere]
     #[arg(long, value_name = "SECS", value_parser = segment_seconds)]
     max_segment_seconds: Option<Duration>,
+
+    /// Leave out inputs whose outputs exist, whatever they hold; needs -o DIR
+    #[arg(long)]
+    skip_existing: bool,
+
+    /// Do what is done already once more; needs -o DIR
+    #[arg(long, conflicts_with = "skip_existing")]
+    redo: bool,
+
+    /// Do the K-th of N equal parts of the inputs, or the one that Slurm's or Kubernetes' environment asks for
+    #[arg(long, value_name = "K/N|auto")]
+    shard: Option<String>,
+
+    /// Stop at the first input that fails
+    #[arg(long)]
+    fail_fast: bool,
 
     /// Where to compute: auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of that number
     #[arg(long, default_value = "auto", value_parser = device)]
@@ -155,6 +197,140 @@ pub enum Target {
     Dir(PathBuf),
 }
 
+/// What to do instead of transcribing.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Write the completions of a shell to stdout
+    Completions { shell: Shell },
+    /// Write the manual page to stdout
+    Man,
+    /// Show what a model directory holds: dimensions, formats, sizes, expected memory
+    Info(InfoOptions),
+    /// Measure how fast a model runs on this machine, with what it could do at most
+    Bench(BenchOptions),
+    /// Check a model directory: shapes, checksums, and a recording transcribed on CPU and GPU
+    Verify(VerifyOptions),
+}
+
+#[derive(Args, Debug)]
+pub struct InfoOptions {
+    /// Model directory
+    #[arg(short = 'd', long, value_name = "DIR", env = "VOX_MODEL", hide_env = true)]
+    pub model: PathBuf,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchOptions {
+    /// Model directory
+    #[arg(short = 'd', long, value_name = "DIR", env = "VOX_MODEL", hide_env = true)]
+    pub model: PathBuf,
+
+    /// Audio to measure with [default: a recording of eight seconds that is built in]
+    #[arg(short = 'i', long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+
+    /// Times that it is transcribed, after once to warm up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub runs: u16,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub device: DeviceOptions,
+}
+
+#[derive(Args, Debug)]
+pub struct VerifyOptions {
+    /// Model directory
+    #[arg(short = 'd', long, value_name = "DIR", env = "VOX_MODEL", hide_env = true)]
+    pub model: PathBuf,
+
+    #[command(flatten)]
+    pub device: DeviceOptions,
+}
+
+/// What a command computes with.
+#[derive(Args, Debug)]
+pub struct DeviceOptions {
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of that number
+    #[arg(long, default_value = "auto", value_parser = device)]
+    device: DeviceArgument,
+
+    /// CPU threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// What the environment asks for.
+    #[arg(skip)]
+    cuda: CudaOptions,
+}
+
+impl DeviceOptions {
+    pub fn device(&self) -> Device {
+        self.device.device
+    }
+
+    pub fn backend(&self) -> BackendOptions {
+        let cuda = CudaOptions { ordinal: self.device.ordinal, ..self.cuda.clone() };
+        BackendOptions { threads: self.threads.map(usize::from), cuda }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Request {
+    Transcribe(Box<Options>),
+    ListMicrophones,
+    Command(Command),
+}
+
+impl Request {
+    /// From the process's arguments and environment. Wrong usage ends the process with status 2, `--help` with 0.
+    pub fn from_process() -> Self {
+        let mut request = Self::parse(std::env::args_os(), |name| std::env::var_os(name)).unwrap_or_else(|e| e.exit());
+        if let Self::Transcribe(options) = &mut request {
+            let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+            options.warnings.extend(names.filter_map(|name| unknown_knob(&name)));
+        }
+        request
+    }
+
+    fn parse(
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, clap::Error> {
+        let matches = interface().try_get_matches_from(arguments)?;
+        if matches.subcommand_name().is_none() {
+            if matches.get_flag("list_mics") {
+                return Ok(Self::ListMicrophones);
+            }
+            let options = Options::resolve(Arguments::from_arg_matches(&matches)?, environment)?;
+            return Ok(Self::Transcribe(Box::new(options)));
+        }
+        let mut command = Command::from_arg_matches(&matches)?;
+        if let Command::Bench(BenchOptions { device, .. }) | Command::Verify(VerifyOptions { device, .. }) =
+            &mut command
+        {
+            device.cuda = knobs::read(environment).0;
+        }
+        Ok(Self::Command(command))
+    }
+}
+
+/// All arguments of the program. A command is one in the first place only.
+pub fn interface() -> clap::Command {
+    Command::augment_subcommands(Arguments::command())
+        .args_conflicts_with_subcommands(true)
+        .subcommand_negates_reqs(true)
+        .disable_help_subcommand(true)
+}
+
 /// A device to run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
@@ -181,17 +357,72 @@ pub enum Verbosity {
 }
 
 /// Something to transcribe.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Input {
     File(PathBuf),
     Stdin,
+    /// A microphone by a part of its name, or the default one.
+    Microphone(Option<String>),
+}
+
+impl Input {
+    /// Whether it goes on until somebody ends it.
+    pub fn is_live(&self) -> bool {
+        !matches!(self, Self::File(_))
+    }
+}
+
+/// What was named as inputs: files may be directories or patterns.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Selection {
+    pub named: Vec<Input>,
+    /// Files with more names.
+    pub lists: Vec<PathBuf>,
+    /// Whether directories are looked through to the bottom.
+    pub recursive: bool,
+    pub shard: Option<Shard>,
+}
+
+impl Selection {
+    /// Whether it is one input, whatever the file system holds.
+    fn is_one(&self) -> bool {
+        let is_file = |input: &Input| match input {
+            Input::File(path) => !path.is_dir() && (!is_pattern(path) || path.exists()),
+            Input::Stdin | Input::Microphone(_) => true,
+        };
+        self.lists.is_empty() && self.named.len() == 1 && self.named.iter().all(is_file)
+    }
+}
+
+/// Whether a name stands for all files that match it, unless there is a file with that very name.
+pub fn is_pattern(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| text.contains(['*', '?', '[']))
+}
+
+/// One of `count` equal parts of the inputs; the first is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    pub index: usize,
+    pub count: usize,
+}
+
+/// How work on many inputs is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bulk {
+    /// Whether an output that exists is taken for done.
+    pub skip_existing: bool,
+    /// Whether what is done is done again.
+    pub redo: bool,
+    /// Whether the first failure ends all.
+    pub fail_fast: bool,
 }
 
 /// Everything that the user can choose.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub model: PathBuf,
-    pub inputs: Vec<Input>,
+    pub selection: Selection,
+    pub bulk: Bulk,
     pub raw: bool,
     pub channels: Channels,
     /// Whether speech without words is looked at again.
@@ -210,37 +441,31 @@ pub struct Options {
 }
 
 impl Options {
-    /// From the process's arguments and environment. Wrong usage ends the process with status 2, `--help` with 0.
-    pub fn from_process() -> Self {
-        let mut options = Self::parse(std::env::args_os(), |name| std::env::var_os(name)).unwrap_or_else(|e| e.exit());
-        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-        options.warnings.extend(names.filter_map(|name| unknown_knob(&name)));
-        options
-    }
-
-    fn parse(
-        arguments: impl IntoIterator<Item = OsString>,
-        environment: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, clap::Error> {
-        let a = Arguments::try_parse_from(arguments)?;
+    fn resolve(a: Arguments, environment: impl Fn(&str) -> Option<OsString>) -> Result<Self, clap::Error> {
         let file = |path: PathBuf| if path.as_os_str() == "-" { Input::Stdin } else { Input::File(path) };
         let mut inputs: Vec<_> = a.input.into_iter().chain(a.files).map(file).collect();
         if a.stdin {
             inputs.push(Input::Stdin);
         }
-        let usage = |text: &str| {
-            use clap::CommandFactory as _;
-            Arguments::command().error(clap::error::ErrorKind::MissingRequiredArgument, text)
-        };
-        if inputs.is_empty() {
+        let usage = |text: &str| interface().error(ErrorKind::MissingRequiredArgument, text);
+        if a.mic.is_some() && !a.from_mic {
+            return Err(usage("--mic needs --from-mic"));
+        }
+        if a.from_mic {
+            inputs.push(Input::Microphone(a.mic));
+        }
+        if inputs.is_empty() && a.list.is_empty() {
             return Err(usage("nothing to transcribe: name audio files, or use --stdin"));
         }
-        if inputs.iter().filter(|input| **input == Input::Stdin).count() > 1 {
+        let list_on_stdin = a.list.iter().filter(|list| list.as_os_str() == "-").count();
+        if inputs.iter().filter(|input| **input == Input::Stdin).count() + list_on_stdin > 1 {
             return Err(usage("stdin can be read only once"));
         }
-        if a.channels == Channels::Split && inputs.contains(&Input::Stdin) {
-            return Err(usage("stdin can be read only once: --channels split needs files"));
+        if a.channels == Channels::Split && inputs.iter().any(Input::is_live) {
+            return Err(usage("what is live can be read only once: --channels split needs files"));
         }
+        let shard = a.shard.map(|text| shard(&text, &environment)).transpose().map_err(|text| usage(&text))?;
+        let selection = Selection { named: inputs, lists: a.list, recursive: a.recursive, shard };
         if a.channels == Channels::Split && a.tokens {
             return Err(usage("--tokens has one line for an input: --channels split gives several"));
         }
@@ -251,11 +476,15 @@ impl Options {
             max_line_count: a.max_line_count.into(),
             max_segment_ms: a.max_segment_seconds.map(|length| length.as_millis() as u64),
         };
-        let output = output(&a.format, a.output, inputs.len(), layout, style).map_err(|text| usage(&text))?;
+        let output = output(&a.format, a.output, selection.is_one(), layout, style).map_err(|text| usage(&text))?;
+        if (a.skip_existing || a.redo) && !matches!(output.target, Target::Dir(_)) {
+            return Err(usage("--skip-existing and --redo need -o DIR"));
+        }
         let probabilities = output.formats.iter().any(|format| format.shows_probabilities());
         Ok(Self {
-            model: a.model,
-            inputs,
+            model: a.model.unwrap_or_default(), // which is required
+            selection,
+            bulk: Bulk { skip_existing: a.skip_existing, redo: a.redo, fail_fast: a.fail_fast },
             raw: a.raw,
             channels: a.channels,
             // ids are what the model said
@@ -280,11 +509,11 @@ impl Options {
     }
 }
 
-/// What to write for this many inputs.
+/// What to write for one or more inputs.
 fn output(
     formats: &[Formats],
     path: Option<PathBuf>,
-    n_inputs: usize,
+    is_one: bool,
     layout: Layout,
     style: Style,
 ) -> Result<Output, String> {
@@ -299,12 +528,12 @@ fn output(
         Some(path) => {
             // a file says by its name what is in it
             let named = path.extension().and_then(|name| name.to_str()?.to_lowercase().parse().ok());
-            match (named, formats.len(), n_inputs) {
-                (Some(format), 0, 1) => {
+            match (named, formats.len(), is_one) {
+                (Some(format), 0, true) => {
                     formats.push(format);
                     Target::File(path)
                 }
-                (_, 0 | 1, 1) => Target::File(path),
+                (_, 0 | 1, true) => Target::File(path),
                 (None, ..) => Target::Dir(path),
                 (Some(_), ..) => {
                     return Err(format!("{} is one file for several transcripts: name a directory", path.display()));
@@ -318,7 +547,7 @@ fn output(
     if target == Target::Stdout && formats.len() > 1 {
         return Err("several formats need -o DIR: stdout takes one".into());
     }
-    if target == Target::Stdout && n_inputs > 1 && !matches!(formats[0], Format::Txt | Format::Json | Format::Jsonl) {
+    if target == Target::Stdout && !is_one && !matches!(formats[0], Format::Txt | Format::Json | Format::Jsonl) {
         return Err(format!("{} of several inputs needs -o DIR", formats[0].extension()));
     }
     Ok(Output { formats, target, layout, style })
@@ -352,6 +581,49 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+/// Names of what Slurm sets for a task of an array, and Kubernetes for a pod of an indexed Job. The latter tells no count:
+/// its Job has to.
+const SLURM: [&str; 4] =
+    ["SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT"];
+const KUBERNETES: [&str; 2] = ["JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"];
+
+/// `K/N`, which begins with 1, or `auto`.
+fn shard(text: &str, environment: impl Fn(&str) -> Option<OsString>) -> Result<Shard, String> {
+    let number = |name: &str| match environment(name) {
+        None => Ok(None),
+        Some(value) => match value.to_str().and_then(|value| value.parse::<usize>().ok()) {
+            Some(number) => Ok(Some(number)),
+            None => Err(format!("{name} is {}, expected a number", value.display())),
+        },
+    };
+    let shard = if text != "auto" {
+        let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse::<usize>().ok()?, n.parse().ok()?)));
+        let (k, count) = parts.ok_or("--shard: expected K/N, as in 1/8, or auto")?;
+        Shard { index: k.checked_sub(1).ok_or("--shard: parts are counted from 1")?, count }
+    } else if let [Some(id), min, step, Some(count)] = slurm(number)? {
+        let (min, step) = (min.unwrap_or(0), step.unwrap_or(1).max(1));
+        Shard { index: id.checked_sub(min).ok_or("--shard auto: the task is before the array's first")? / step, count }
+    } else if let Some(index) = number(KUBERNETES[0])? {
+        let count = number(KUBERNETES[1])?;
+        Shard { index, count: count.ok_or("--shard auto: JOB_COMPLETIONS has to say how many parts there are")? }
+    } else {
+        return Err("--shard auto: this is no task of a Slurm array and no pod of an indexed Kubernetes Job".into());
+    };
+    if shard.index < shard.count {
+        Ok(shard)
+    } else {
+        Err(format!("--shard: there is no part {} of {}", shard.index + 1, shard.count))
+    }
+}
+
+fn slurm(number: impl Fn(&str) -> Result<Option<usize>, String>) -> Result<[Option<usize>; 4], String> {
+    let mut values = [None; 4];
+    for (value, name) in values.iter_mut().zip(SLURM) {
+        *value = number(name)?;
+    }
+    Ok(values)
 }
 
 fn device(text: &str) -> Result<DeviceArgument, String> {
@@ -408,13 +680,17 @@ mod tests {
 
     fn parse(line: &str, environment: &[(&str, &str)]) -> Result<Options, clap::Error> {
         let arguments = std::iter::once("voxtral").chain(line.split_whitespace()).map(OsString::from);
-        Options::parse(arguments, |name| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v)))
+        let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
+        match Request::parse(arguments, lookup)? {
+            Request::Transcribe(options) => Ok(*options),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn defaults() {
         let o = parse("-d m -i a.wav b.wav", &[]).unwrap();
-        assert_eq!(o.inputs, ["a.wav", "b.wav"].map(|f| Input::File(f.into())));
+        assert_eq!(o.selection.named, ["a.wav", "b.wav"].map(|f| Input::File(f.into())));
         assert_eq!((o.session.interval, o.session.delay), (Duration::from_secs(2), None));
         assert_eq!((o.output.style, o.device, o.verbosity), (Style::Text, Device::Auto, Verbosity::Normal));
         assert_eq!((o.output.formats, o.output.target), (vec![Format::Txt], Target::Stdout));
@@ -426,10 +702,10 @@ mod tests {
     fn values() {
         let o =
             parse("-d m --stdin --raw -I 0.08 --delay 2400 --threads 3 --tokens --device cpu --silent", &[]).unwrap();
-        assert_eq!((o.inputs, o.raw), (vec![Input::Stdin], true));
+        assert_eq!((o.selection.named, o.raw), (vec![Input::Stdin], true));
         assert_eq!((o.session.interval, o.session.delay.unwrap().tokens()), (Duration::from_millis(80), 30));
         assert_eq!((o.backend.threads, o.output.style), (Some(3), Style::TokenIds));
-        assert_eq!(parse("-d m -i -", &[]).unwrap().inputs, [Input::Stdin]);
+        assert_eq!(parse("-d m -i -", &[]).unwrap().selection.named, [Input::Stdin]);
         assert_eq!(parse("-d m a --alt 0.5", &[]).unwrap().session.alternatives, Some(0.5));
     }
 
@@ -495,6 +771,62 @@ mod tests {
     }
 
     #[test]
+    fn inputs_and_how_many_are_worked_on() {
+        let o = parse("-d m a --list b --list - -r --shard 2/3 --fail-fast -o c/ --skip-existing", &[]).unwrap();
+        let expected = Selection {
+            named: vec![Input::File("a".into())],
+            lists: vec!["b".into(), "-".into()],
+            recursive: true,
+            shard: Some(Shard { index: 1, count: 3 }),
+        };
+        assert_eq!(o.selection, expected);
+        assert_eq!(o.bulk, Bulk { skip_existing: true, redo: false, fail_fast: true });
+        assert!(parse("-d m a -o c/ --redo", &[]).unwrap().bulk.redo);
+        let mic = |line: &str| parse(line, &[]).unwrap().selection.named;
+        assert_eq!(mic("-d m --from-mic"), [Input::Microphone(None)]);
+        assert_eq!(mic("-d m --from-mic --mic usb"), [Input::Microphone(Some("usb".into()))]);
+        let request = Request::parse(["voxtral", "--list-mics"].map(OsString::from), |_| None).unwrap();
+        assert!(matches!(request, Request::ListMicrophones));
+    }
+
+    #[test]
+    fn shards_may_come_from_a_cluster() {
+        let shard = |environment: &[_]| parse("-d m a --shard auto", environment).map(|o| o.selection.shard.unwrap());
+        let slurm = |id, min, step, count| {
+            let [a, b, c, d] = SLURM;
+            shard(&[(a, id), (b, min), (c, step), (d, count)]).ok().map(|shard| (shard.index, shard.count))
+        };
+        assert_eq!(slurm("0", "0", "1", "4"), Some((0, 4)));
+        assert_eq!(slurm("4", "1", "1", "4"), Some((3, 4)));
+        assert_eq!(slurm("10", "2", "4", "3"), Some((2, 3)));
+        assert_eq!([slurm("5", "1", "1", "4"), slurm("0", "1", "1", "4"), slurm("x", "0", "1", "4")], [None; 3]);
+        assert_eq!(shard(&[(SLURM[0], "2"), (SLURM[3], "4")]).unwrap(), Shard { index: 2, count: 4 });
+        let [index, count] = KUBERNETES;
+        assert_eq!(shard(&[(index, "2"), (count, "3")]).unwrap(), Shard { index: 2, count: 3 });
+        assert!(shard(&[(index, "2")]).unwrap_err().to_string().contains("JOB_COMPLETIONS"));
+        assert!(shard(&[(index, "3"), (count, "3")]).is_err());
+    }
+
+    #[test]
+    fn commands_are_the_first_argument() {
+        let request = |line: &str| {
+            let arguments = std::iter::once("voxtral").chain(line.split_whitespace()).map(OsString::from);
+            Request::parse(arguments, |_| None).unwrap()
+        };
+        assert!(matches!(request("man"), Request::Command(Command::Man)));
+        assert!(matches!(request("info -d m"), Request::Command(Command::Info(_))));
+        let Request::Command(Command::Bench(bench)) = request("bench -d m --runs 2 --device cuda:1 --threads 3") else {
+            panic!("bench");
+        };
+        assert_eq!((bench.runs, bench.device.device(), bench.device.backend().cuda.ordinal), (2, Device::Cuda, 1));
+        assert_eq!(bench.device.backend().threads, Some(3));
+        for line in ["-d m info", "-d m -i info", "-i info -d m"] {
+            assert_eq!(parse(line, &[]).unwrap().selection.named, [Input::File("info".into())]);
+        }
+        assert_eq!(parse("-d m a man", &[]).unwrap().selection.named.len(), 2);
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         for line in [
             "-d m",
@@ -526,6 +858,34 @@ mod tests {
             "-d m a --max-segment-seconds inf",
             "-d m a --device tpu",
             "-d m a --nonsense",
+            "-d m a --skip-existing",
+            "-d m a --redo -o b.txt",
+            "-d m a --redo --skip-existing -o b/",
+            "-d m a --shard 0/2",
+            "-d m a --shard 3/2",
+            "-d m a --shard 1/0",
+            "-d m a --shard 1",
+            "-d m a --shard -1/2",
+            "-d m a --shard auto",
+            "-d m --stdin --list a",
+            "-d m - --list -",
+            "-d m --list - --list -",
+            "-d m src -f srt",
+            "-d m src -o c.srt",
+            "-d m --list a -f srt",
+            "-d m *.wav -f srt",
+            "-d m --from-mic a",
+            "-d m --from-mic --stdin",
+            "-d m --from-mic --raw",
+            "-d m --from-mic --channels split",
+            "-d m a --mic x",
+            "-d m --list-mics",
+            "a.wav",
+            "info",
+            "info -d m a.wav",
+            "bench -d m --runs 0",
+            "completions",
+            "completions tcsh",
             "-d m a --silent --debug",
         ] {
             assert_eq!(parse(line, &[]).unwrap_err().exit_code(), 2, "{line}");
@@ -534,9 +894,17 @@ mod tests {
 
     #[test]
     fn the_readme_knows_every_option_and_knob() {
-        use clap::CommandFactory as _;
         let readme = include_str!("../../README.md");
-        for argument in Arguments::command().get_arguments() {
+        let interface = interface();
+        let commands = || interface.get_subcommands();
+        for command in commands() {
+            assert!(
+                readme.contains(&format!("`voxtral {}", command.get_name())),
+                "{} is not in the README",
+                command.get_name()
+            );
+        }
+        for argument in interface.get_arguments().chain(commands().flat_map(|command| command.get_arguments())) {
             if let Some(long) = argument.get_long() {
                 assert!(readme.contains(&format!("--{long}")), "--{long} is not in the README");
             }

@@ -57,17 +57,18 @@ pub fn monitor_restart() {
 /// A progress line, where stderr is a terminal. If the text goes to one too, the line gives way to its first word.
 pub struct Progress {
     bar: ProgressBar,
+    whole: String,
     gives_way: bool,
 }
 
 impl Progress {
-    /// `shown` if nothing else is to be said on stderr.
-    pub fn start(shown: bool) -> Self {
+    /// `shown` if nothing else is to be said on stderr; `whole` is about the work that this input is part of.
+    pub fn start(shown: bool, whole: &str) -> Self {
         let shown = shown && io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(None, target).with_style(style);
-        Self { bar, gives_way: io::stdout().is_terminal() }
+        Self { bar, whole: whole.to_owned(), gives_way: io::stdout().is_terminal() }
     }
 
     /// Samples taken in so far in this time, of an input that may claim to be so many seconds long.
@@ -79,7 +80,7 @@ impl Progress {
         let speed = seconds / time.as_secs_f64().max(1e-9);
         let of =
             claimed.map_or(String::new(), |all| format!(" of {all:.0} s ({:.0} %)", 100.0 * seconds / all.max(1e-9)));
-        self.bar.set_message(format!("{seconds:.0} s{of} at {speed:.1} xRT"));
+        self.bar.set_message(format!("{}{seconds:.0} s{of} at {speed:.1} xRT", self.whole));
     }
 
     /// Text is about to be written.

@@ -1,20 +1,21 @@
 //! What is written about an input: live to stdout, or whole into files once it is done.
 
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, BufWriter, Stdout, Write};
+use std::io::{self, Stdout, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use voxtral::output::{Format, JsonlWriter, Style, Timings, Transcript, TranscriptBuilder, TranscriptWriter};
+use voxtral::output::{
+    AtomicFile, Format, JsonlWriter, Style, Timings, Transcript, TranscriptBuilder, TranscriptWriter,
+};
 use voxtral::{Event, Gap};
 
-use super::options::{Input, Output, Target};
+use super::bulk::Job;
+use super::options::{Output, Target};
 
 /// Takes the events of one input.
 pub struct Sink<'a> {
     options: &'a Output,
-    input: &'a Input,
+    job: &'a Job,
     model: String,
     delay_ms: u64,
     live: Option<Live>,
@@ -42,7 +43,7 @@ impl<'a> Sink<'a> {
     /// `channels` are the names of those that are transcribed apart, or one `None`.
     pub fn start(
         options: &'a Output,
-        input: &'a Input,
+        job: &'a Job,
         model: &Path,
         delay_ms: u64,
         channels: &[Option<String>],
@@ -54,7 +55,7 @@ impl<'a> Sink<'a> {
                 Some(Live::Text(TranscriptWriter::new(io::stdout(), options.style)))
             }
             (Target::Stdout, [Format::Jsonl]) => {
-                let name = input.name();
+                let name = job.input.name();
                 let writer = JsonlWriter::start(io::stdout(), &name, &model, delay_ms, channels, &options.layout)?;
                 Some(Live::Jsonl(writer))
             }
@@ -66,7 +67,7 @@ impl<'a> Sink<'a> {
             Some(Live::Text(_)) => Vec::new(),
             _ => channels.iter().map(|channel| TranscriptBuilder::new(&options.layout, channel.clone())).collect(),
         };
-        Ok(Self { options, input, model, delay_ms, live, text, builders })
+        Ok(Self { options, job, model, delay_ms, live, text, builders })
     }
 
     /// Whether this event will be seen on stdout at once.
@@ -99,11 +100,11 @@ impl<'a> Sink<'a> {
 
     /// Ends what was written, or writes it now. An input without any audio leaves no trace.
     pub fn finish(self, summary: Summary) -> anyhow::Result<()> {
-        let Self { options, input, model, delay_ms, live, text, builders } = self;
+        let Self { options, job, model, delay_ms, live, text, builders } = self;
         let silent = summary.n_samples == 0;
         let transcripts = builders.into_iter().map(TranscriptBuilder::finish).collect();
         let transcript = Transcript {
-            input: input.name(),
+            input: job.input.name(),
             model,
             delay_ms,
             n_samples: summary.n_samples,
@@ -126,7 +127,7 @@ impl<'a> Sink<'a> {
                 (Some(text), Format::Txt) => out.write_all(text),
                 _ => format.write(&transcript, &options.layout, out),
             };
-            match options.target.path(input, format) {
+            match options.target.path(&job.stem, format) {
                 Some(path) => write_file(&path, write).with_context(|| path.display().to_string())?,
                 None => {
                     write(&mut io::stdout().lock())?;
@@ -139,19 +140,16 @@ impl<'a> Sink<'a> {
 }
 
 impl Target {
-    /// The file that an input's transcript goes to in a format; none is stdout.
-    pub fn path(&self, input: &Input, format: Format) -> Option<PathBuf> {
+    /// The file that the transcript with this place in a directory goes to in a format; none is stdout.
+    pub fn path(&self, stem: &Path, format: Format) -> Option<PathBuf> {
         match self {
             Self::Stdout => None,
             Self::File(path) => Some(path.clone()),
             Self::Dir(dir) => {
-                let mut name = match input {
-                    Input::File(path) => path.file_stem().unwrap_or(path.as_os_str()).to_owned(),
-                    Input::Stdin => OsString::from("stdin"),
-                };
-                name.push(".");
-                name.push(format.extension());
-                Some(dir.join(name))
+                let mut path = dir.join(stem).into_os_string();
+                path.push(".");
+                path.push(format.extension());
+                Some(path.into())
             }
         }
     }
@@ -161,9 +159,9 @@ fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>)
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    let mut out = BufWriter::new(File::create(path)?);
+    let mut out = AtomicFile::create(path)?;
     write(&mut out)?;
-    out.flush()
+    out.commit()
 }
 
 /// The name of a model's directory.

@@ -8,8 +8,9 @@ use voxtral::backend::Backend;
 use voxtral::output::Timings;
 use voxtral::{Engine, Event, Gap, GapGuard, LevelFeed, Session, Stats};
 
+use super::bulk::Job;
 use super::input::{PcmStream, open};
-use super::options::{Channels, Input, Options, Verbosity};
+use super::options::{Channels, Input, Options, Target, Verbosity};
 use super::report::{Progress, monitor, monitor_restart, print_timings};
 use super::second_look::FromInput;
 use super::sink::{Sink, Summary};
@@ -28,13 +29,16 @@ struct Track<B: Backend> {
     heard: Option<voxtral::Result<()>>,
 }
 
-/// Transcribes one input. An error in its audio is returned after what was heard before it is written.
+/// Transcribes one input; how many samples it had. An error in its audio is returned after what was heard before it is
+/// written.
 pub fn transcribe<B: Backend>(
     engine: &mut Engine<B>,
-    input: &Input,
+    job: &Job,
+    whole: &str,
     options: &Options,
     interrupted: &AtomicBool,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<u64> {
+    let input = &job.input;
     let start = Instant::now();
     let before = engine.stats();
     let channels = channels(input, options)?;
@@ -52,8 +56,8 @@ pub fn transcribe<B: Backend>(
             heard: None,
         });
     }
-    let mut sink = Sink::start(&options.output, input, &options.model, delay.ms(), &names)?;
-    let progress = Progress::start(options.verbosity == Verbosity::Normal && !options.monitor);
+    let mut sink = Sink::start(&options.output, job, &options.model, delay.ms(), &names)?;
+    let progress = Progress::start(options.verbosity == Verbosity::Normal && !options.monitor, whole);
 
     while tracks.iter().any(|track| track.heard.is_none() || !track.session.is_ended()) {
         tracks.iter_mut().for_each(|track| track.hear(interrupted));
@@ -93,12 +97,17 @@ pub fn transcribe<B: Backend>(
         heard = heard.and(track.heard.unwrap_or(Ok(())));
     }
     let missed_ms: u64 = gaps.iter().filter(|gap| gap.text.is_empty()).map(|gap| gap.speech_ms).sum();
-    let timings = timings(engine.stats() - before, n_samples, wall);
+    let stats = engine.stats() - before;
+    let timings = timings(stats, n_samples, wall);
     let error = heard.as_ref().err().map(ToString::to_string);
+    if interrupted.load(Ordering::Relaxed) && !input.is_live() && options.output.target != Target::Stdout {
+        // a file's transcript is whole or not there
+        return Ok(n_samples);
+    }
     sink.finish(Summary { n_samples, timings, gaps, error })?;
-    tracing::debug!(n_samples, ?wall, "transcribed");
+    tracing::debug!(n_samples, n_tokens = stats.n_tokens, ?stats.encoder, ?stats.prefill, ?stats.decoder, ?wall, "transcribed");
     if options.print_timings {
-        print_timings(engine.stats() - before, n_samples, wall, engine.decoder_bytes());
+        print_timings(stats, n_samples, wall, engine.decoder_bytes());
     }
     heard?;
     if n_samples == 0 && !interrupted.load(Ordering::Relaxed) {
@@ -107,7 +116,7 @@ pub fn transcribe<B: Backend>(
     if options.strict && missed_ms > 0 {
         anyhow::bail!("{:.1} s of speech have no words", missed_ms as f64 / 1e3);
     }
-    Ok(())
+    Ok(n_samples)
 }
 
 impl<B: Backend> Track<B> {
@@ -121,7 +130,11 @@ impl<B: Backend> Track<B> {
         if let Some(feed) = &mut self.feed {
             feed.samples(&samples);
         }
-        self.heard = match self.session.push(&samples).and(more) {
+        let pushed = self.session.push(&samples);
+        if self.pcm.take_pause() {
+            self.session.flush();
+        }
+        self.heard = match pushed.and(more) {
             Ok(true) => return,
             Ok(false) => Some(Ok(())),
             Err(error) => Some(Err(error)),

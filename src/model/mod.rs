@@ -58,6 +58,9 @@ pub struct Model {
 }
 
 impl Model {
+    /// What a model directory holds.
+    pub const FILES: [&str; 3] = ["params.json", "tekken.json", "consolidated.safetensors"];
+
     /// Opens a directory with `params.json`, `tekken.json` and `consolidated.safetensors`, checks all three and maps the
     /// weights into memory without reading them.
     pub fn open(dir: &Path) -> Result<Self> {
@@ -69,7 +72,7 @@ impl Model {
     }
 
     fn files(dir: &Path) -> Result<[PathBuf; 3]> {
-        let names = ["params.json", "tekken.json", "consolidated.safetensors"];
+        let names = Self::FILES;
         let entry = std::fs::metadata(dir).map_err(|error| Error::Io { path: dir.into(), error })?;
         let mut faults = Vec::new();
         if entry.is_dir() {

@@ -206,6 +206,13 @@ fn n_layers(prefix: &str, params: &Params) -> usize {
 }
 
 impl Weights {
+    /// Size in bytes of all tensors: what follows the header and its length.
+    pub fn n_bytes(&self) -> u64 {
+        let map = &self.tok_embeddings.map;
+        let header = map.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+        map.len() as u64 - 8 - header
+    }
+
     /// Maps the file and checks that it holds exactly the tensors that these parameters ask for.
     ///
     /// The file must not be changed while it is mapped.

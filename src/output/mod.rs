@@ -1,5 +1,6 @@
 //! From a session's events to what people and programs read.
 
+pub mod atomic;
 mod cues;
 mod formats;
 mod jsonl;
@@ -7,6 +8,7 @@ mod segments;
 mod transcript;
 mod words;
 
+pub use atomic::AtomicFile;
 pub use cues::{Cue, Layout, cues};
 pub use formats::{Coverage, Format, Timings, Transcript, TranscriptBuilder};
 pub use jsonl::JsonlWriter;

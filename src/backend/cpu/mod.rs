@@ -5,6 +5,7 @@
 //! decoder stack and the output matrix. Calls of any size are cut into passes of bounded size.
 
 mod attention;
+pub mod ceiling;
 pub(super) mod elementwise;
 mod matmul;
 pub mod simd;
