@@ -154,6 +154,9 @@ impl Decoder {
         let p = weights.params;
         let d = p.decoder;
         pass::check(&d)?;
+        if options.logits_int8 {
+            tracing::warn!("there is no output matrix in 8 bits for this GPU: F16 is used");
+        }
         let library = match options.products {
             Products::Own => None,
             Products::CublasLt(options) => Library::open(device, options)
