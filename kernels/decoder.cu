@@ -28,31 +28,39 @@
 
 #include "decoder_attention.cuh"
 
-// What writes a row of the residual stream: also its form for the next product, and its squares. 16 features by 16 lanes.
-__device__ __forceinline__ void store_residual(const DecoderPass& p, int norm, int row, int to, int n, float h, float weight,
-                                               uint32_t mask) {
-    p.residual[static_cast<size_t>(row) * p.width + n] = h;
-    float square = __fmul_rn(h, h);
-#pragma unroll
-    for (int o = 8; o > 0; o >>= 1) square = __fadd_rn(square, __shfl_xor_sync(mask, square, o));
+// Four features from n on, times `weight`. What writes the residual stream stores also its form for the next product, and the
+// sums of squares of each 16 features; four lanes have a tile of a row.
+__device__ __forceinline__ void store_residual(const DecoderPass& p, int norm, int row, int to, int n, float4 h, float4 weight) {
+    *reinterpret_cast<float4*>(p.residual + static_cast<size_t>(row) * p.width + n) = h;
+    float square = __fadd_rn(__fadd_rn(__fmul_rn(h.x, h.x), __fmul_rn(h.y, h.y)),
+                             __fadd_rn(__fmul_rn(h.z, h.z), __fmul_rn(h.w, h.w)));
+    const uint32_t mask = 0xfu << (threadIdx.x & 28);
+    square = __fadd_rn(square, __shfl_xor_sync(mask, square, 1));
+    square = __fadd_rn(square, __shfl_xor_sync(mask, square, 2));
     if (to == NO_ROW) return;
-    p.normed[activation_index(to, n)] = to16(__fmul_rn(h, weight));
+    const float4 x = make_float4(__fmul_rn(h.x, weight.x), __fmul_rn(h.y, weight.y), __fmul_rn(h.z, weight.z),
+                                 __fmul_rn(h.w, weight.w));
+    store_activation(p.normed, to, n, x);
+    if (n & 12) return;
     const int tiles = (p.dim + 15) / 16;
-    if ((n & 15) == 0) p.squares[static_cast<size_t>((norm & 1) * MAX_ROWS + to) * tiles + n / 16] = square;
+    p.squares[static_cast<size_t>((norm & 1) * MAX_ROWS + to) * tiles + n / 16] = square;
 }
 
 // x = audio + token embedding, and the pass's table of rotations. Also clears the results.
 __device__ void embed(const DecoderPass& p, int rows) {
-    const int tiles = (p.dim + 15) / 16, lane16 = threadIdx.x & 15;
-    const uint32_t mask = 0xffffu << (threadIdx.x & 16);
+    const int quads = (p.dim + 15) / 16 * 4;
     const int blocks32 = (p.dim + 63) / 64 * 2;
-    for (int i = (blockIdx.x * THREADS + threadIdx.x) / 16; i < rows * tiles; i += gridDim.x * (THREADS / 16)) {
-        const int row = i / tiles, n = i % tiles * 16 + lane16;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < rows * quads; i += gridDim.x * THREADS) {
+        const int row = i / quads, n = i % quads * 4;
         const uint32_t id = p.rows[row].token;
-        const float token =
-            from16(p.head[((static_cast<size_t>(id >> 4) * blocks32 + (n >> 5)) * 16 + (id & 15)) * 32 + (n & 31)]);
-        const float h = __fadd_rn(p.rows[row].audio[n], token);
-        store_residual(p, 0, row, row, n, h, p.layers[0].attention_norm[n], mask);
+        const size_t at = ((static_cast<size_t>(id >> 4) * blocks32 + (n >> 5)) * 16 + (id & 15)) * 32 + (n & 31);
+        const uint2 token = *reinterpret_cast<const uint2*>(p.head + at);
+        const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&token.x));
+        const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&token.y));
+        const float4 audio = *reinterpret_cast<const float4*>(p.rows[row].audio + n);
+        const float4 h = make_float4(__fadd_rn(audio.x, low.x), __fadd_rn(audio.y, low.y), __fadd_rn(audio.z, high.x),
+                                     __fadd_rn(audio.w, high.y));
+        store_residual(p, 0, row, row, n, h, *reinterpret_cast<const float4*>(p.layers[0].attention_norm + n));
     }
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < rows * (HEAD_DIM / 2); i += gridDim.x * THREADS) {
         // the angle is an F32 product, as in the official code; it is reduced in double, so its rounding is all there is
@@ -107,6 +115,28 @@ __device__ void read_pass(const DecoderPass& p, Shared& s, int rows, int groups,
     }
     block_sync();
 }
+
+__device__ __forceinline__ float4 added(float4 a, float4 b) {
+    return make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w));
+}
+
+__device__ __forceinline__ float4 scaled(float4 a, float factor) {
+    return make_float4(__fmul_rn(a.x, factor), __fmul_rn(a.y, factor), __fmul_rn(a.z, factor), __fmul_rn(a.w, factor));
+}
+
+// How threads are dealt to (tile, row) of a round's sums: rows padded to a number that is easy to divide by.
+template <int NT>
+struct RowPlaces {
+    int padded, shift;
+    __device__ __forceinline__ explicit RowPlaces(int rows) {
+        shift = NT == 1 ? 32 - __clz(max(rows, 2) - 1) : NT == 2 ? 4 : NT == 4 ? 5 : 6;
+        padded = NT == 5 ? 40 : 1 << shift;
+    }
+    __device__ __forceinline__ void split(int i, int& row, int& tile) const {
+        tile = NT == 5 ? i / 40 : i >> shift;
+        row = NT == 5 ? i - tile * 40 : i & (padded - 1);
+    }
+};
 
 // NT: tiles of 8 rows (the pass has at most 8 * NT rows). TG: tiles of 16 weight rows that a warp carries at once; with
 // TG = 1 a warp keeps its whole part of x in registers and goes through its tiles one by one, otherwise it reads x once for
@@ -192,9 +222,10 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         const float* norm_weight = kind == WO                ? p.layers[layer].ffn_norm
                                    : layer + 1 == p.n_layers ? p.final_norm
                                                              : p.layers[layer + 1].attention_norm;
-        const int tile_floats = ((rows + 1) & ~1) * 16;
+        const RowPlaces<NT> places(rows);
+        const int tile_floats = places.padded * 16;
         // tiles whose sums fit in shared memory at once
-        const int round_tiles = min(min(sum_bytes(NT) / (WARPS * 4), EXCHANGE_BYTES / 8) / max(tile_floats, 1), MAX_ROWS);
+        const int round_tiles = min(sum_bytes(NT) / (WARPS * 4), EXCHANGE_BYTES / 8) / tile_floats;
 
         // Fragments of x: lane (g, t) holds k = 8t .. 8t+7 of each 32, of row 8i + g.
         auto load_x = [&](uint4 (&b)[NT][2], int piece) {
@@ -238,106 +269,129 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 }
             }
         };
-        // What the end of wo and w2 adds to and multiplies with. When every thread has at most one element, it is loaded
-        // before the products, and so are the rotations of qkv.
+        // What the end of wo and w2 adds to and multiplies with. When every thread has at most four elements, they are
+        // loaded before the products, and so are the rotations of qkv.
         struct Addend {
-            float residual, weight;
+            float4 residual, weight;
         };
         auto addend = [&](int row, int n) {
-            Addend a{__ldcg(&p.residual[static_cast<size_t>(row) * p.width + n]),
-                     __fmul_rn(norm_weight[n], power_below(s.inverse[row]))};
+            const size_t at = static_cast<size_t>(row) * p.width + n;
+            Addend a{__ldcg(reinterpret_cast<const float4*>(p.residual + at)),
+                     scaled(*reinterpret_cast<const float4*>(norm_weight + n), power_below(s.inverse[row]))};
             if (kind == WO) {
-                a.weight = __fmul_rn(a.weight, p.rows[row].ffn_scale[static_cast<size_t>(layer) * p.width + n]);
+                const float* factors = p.rows[row].ffn_scale + static_cast<size_t>(layer) * p.width + n;
+                const float4 f = *reinterpret_cast<const float4*>(factors);
+                a.weight = make_float4(__fmul_rn(a.weight.x, f.x), __fmul_rn(a.weight.y, f.y),
+                                       __fmul_rn(a.weight.z, f.z), __fmul_rn(a.weight.w, f.w));
             }
             return a;
         };
-        const bool early = NT == 1 && share.count * rows * 16 <= THREADS && share.count <= round_tiles;
-        Addend ready{0.0f, 0.0f};
-        float2 ready_turn = make_float2(0.0f, 0.0f);
-        // Adds the warps' sums of this block's tiles begin .. begin + tiles - 1 and does what the phase does with them.
+        auto turns = [&](int row, int n) {
+            return __ldcg(reinterpret_cast<const float4*>(p.rope + row * (HEAD_DIM / 2) + n % HEAD_DIM / 2));
+        };
+        const bool early = NT == 1 && share.count * places.padded * 4 <= THREADS && share.count <= round_tiles;
+        // zeros, so that nothing has to be kept from phase to phase
+        Addend ready{make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+        float4 ready_turns = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        // Adds the warps' sums of this block's tiles begin .. begin + tiles - 1 and does what the phase does with them: four
+        // features of a row a thread.
         auto finish = [&](int begin, int tiles) {
-            auto sum_of = [&](int local, int row, int feature) {
-                const float* from = reduce + local * tile_floats + sum_index(row, feature);
-                float sum = 0.0f;
+            auto sum_of = [&](int local, int row, int quad) {
+                const float* from = reduce + local * tile_floats + sum_index(row, quad * 4);
+                float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-                for (int w = 0; w < WARPS; w++) sum = __fadd_rn(sum, from[w * round_tiles * tile_floats]);
+                for (int w = 0; w < WARPS; w++) {
+                    sum = added(sum, *reinterpret_cast<const float4*>(from + w * round_tiles * tile_floats));
+                }
                 return sum;
             };
-            auto add_to_residual = [&](int row, int n, float sum) {
+            auto add_to_residual = [&](int row, int n, float4 sum) {
                 const Addend a = early ? ready : addend(row, n);
                 const int to = norm == 2 * p.n_layers ? s.head_row[row] : row;
-                store_residual(p, norm, row, to, n, __fadd_rn(a.residual, sum), a.weight, 0xffffu << (lane & 16));
+                store_residual(p, norm, row, to, n, added(a.residual, sum), a.weight);
             };
             block_sync();
-            const int items = tiles * rows * 16;
+            const int items = tiles * places.padded * 4;
 #if BULK_COPY
             // two halves: the other block is at most one exchange ahead
-            float* received = exchange + (exchanges & 1) * (EXCHANGE_BYTES / 8);
+            float4* received = reinterpret_cast<float4*>(exchange + (exchanges & 1) * (EXCHANGE_BYTES / 8));
             if (adds && tid == 0) {
                 barrier_expect(exchange_barrier, (tiles + ((begin & 1) == share.slice)) / 2 * rows * 64);
             }
 #endif
             for (int base = 0; base < items; base += THREADS) {
-                const int item = base + tid, feature = item & 15;
-                const bool valid = item < items;
-                const int row = valid ? (item >> 4) % rows : 0, local = valid ? (item >> 4) / rows : 0;
-                const int tile = share.first + (begin + local) * share.step;
+                const int item = base + tid, quad = item & 3;
+                int row, local;
+                places.split(item >> 2, row, local);
+                const bool valid = local < tiles && row < rows;
+                if (!valid) row = local = 0;
+                const int tile = share.first + (begin + local) * share.step, n = tile * 16 + quad * 4;
                 if (adds) {
                     if (!valid) continue;
 #if BULK_COPY
                     // the two slices are the two blocks of a cluster: each finishes every other tile
                     if (((begin + local) & 1) != share.slice) {
-                        store_to_peer(received + item, exchange_barrier, share.slice ^ 1, sum_of(local, row, feature));
+                        store_to_peer(&received[item].x, exchange_barrier, share.slice ^ 1, sum_of(local, row, quad));
                     }
 #else
-                    p.slices[((static_cast<size_t>(share.slice) * share.tiles + tile) * MAX_ROWS + row) * 16 + feature] =
-                        sum_of(local, row, feature);
+                    const size_t at = ((static_cast<size_t>(share.slice) * share.tiles + tile) * MAX_ROWS + row) * 16 + quad * 4;
+                    *reinterpret_cast<float4*>(p.slices + at) = sum_of(local, row, quad);
 #endif
                     continue;
                 }
-                const int n = tile * 16 + feature;
-                const float y = __fmul_rn(sum_of(local, row, feature), s.scale[row]);
+                const float4 y = scaled(sum_of(local, row, quad), s.scale[row]);
                 if (kind == QKV) {
-                    const float other = __shfl_xor_sync(~0u, y, 1);
-                    const int n_query = p.n_heads * HEAD_DIM, n_key = p.n_kv_heads * HEAD_DIM;
                     if (!valid) continue;
+                    const int n_query = p.n_heads * HEAD_DIM, n_key = p.n_kv_heads * HEAD_DIM;
                     const int n_slots = s.n_slots[row], slot = s.position[row] % n_slots;
                     real16* keys = s.cache[row] + 2 * layer * cache_plane(p, n_slots);
                     if (n < n_query + n_key) {
-                        if (feature & 1) continue;
-                        const float2 turned = rotate(y, other, early ? ready_turn : __ldcg(&p.rope[row * 64 + n % HEAD_DIM / 2]));
+                        const float4 turn = early ? ready_turns : turns(row, n);
+                        const float2 a = rotate(y.x, y.y, make_float2(turn.x, turn.y));
+                        const float2 b = rotate(y.z, y.w, make_float2(turn.z, turn.w));
                         real16* to = n < n_query
                                          ? p.query + static_cast<size_t>(row) * n_query + n
                                          : keys + (static_cast<size_t>((n - n_query) / HEAD_DIM) * n_slots + slot) * HEAD_DIM +
                                                n % HEAD_DIM;
-                        *reinterpret_cast<uint32_t*>(to) = pack16(turned.x, turned.y);
+                        *reinterpret_cast<uint2*>(to) = make_uint2(pack16(a.x, a.y), pack16(b.x, b.y));
                     } else {
                         const int head = (n - n_query - n_key) / HEAD_DIM;
                         real16* values = keys + cache_plane(p, n_slots) + static_cast<size_t>(head) * n_slots * HEAD_DIM;
-                        values[(static_cast<size_t>(slot >> 5) * HEAD_DIM + n % HEAD_DIM) * 32 + (slot & 31)] = to16(y);
+                        values += (static_cast<size_t>(slot >> 5) * HEAD_DIM + n % HEAD_DIM) * 32 + (slot & 31);
+                        values[0] = to16(y.x), values[32] = to16(y.y), values[64] = to16(y.z), values[96] = to16(y.w);
                     }
                 } else if (kind == W13) {
-                    const float up = __shfl_down_sync(~0u, y, 8);
-                    if (valid && feature < 8) {
-                        p.activated[activation_index(row, tile * 8 + feature)] = to16(silu_times(y, up));
+                    const float4 up = make_float4(__shfl_down_sync(~0u, y.x, 2), __shfl_down_sync(~0u, y.y, 2),
+                                                  __shfl_down_sync(~0u, y.z, 2), __shfl_down_sync(~0u, y.w, 2));
+                    if (valid && quad < 2) {
+                        const float4 out = make_float4(silu_times(y.x, up.x), silu_times(y.y, up.y), silu_times(y.z, up.z),
+                                                       silu_times(y.w, up.w));
+                        store_activation(p.activated, row, tile * 8 + quad * 4, out);
                     }
                 } else {
-                    if (valid && n < p.vocab && p.logits) p.logits[static_cast<size_t>(row) * p.vocab + n] = y;
-                    unsigned long long key = valid && n < p.vocab ? ranking_key(y, n) : 0;
+                    unsigned long long key = 0;
+                    const float values[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
-                    for (int o = 8; o > 0; o >>= 1) key = max(key, __shfl_xor_sync(~0u, key, o));
-                    if (feature == 0 && valid) atomicMax(&s.best[row], key);
+                    for (int i = 0; i < 4; i++) {
+                        if (!valid || n + i >= p.vocab) continue;
+                        key = max(key, ranking_key(values[i], n + i));
+                        if (p.logits) p.logits[static_cast<size_t>(row) * p.vocab + n + i] = values[i];
+                    }
+                    key = max(key, __shfl_xor_sync(~0u, key, 1));
+                    key = max(key, __shfl_xor_sync(~0u, key, 2));
+                    if (quad == 0 && valid) atomicMax(&s.best[row], key);
                 }
             }
             if (!adds) return;
 #if BULK_COPY
             barrier_wait(exchange_barrier, exchanges++ & 1);
             for (int item = tid; item < items; item += THREADS) {
-                const int feature = item & 15, row = (item >> 4) % rows, local = (item >> 4) / rows;
-                if (((begin + local) & 1) == share.slice) {
-                    add_to_residual(row, (share.first + (begin + local) * share.step) * 16 + feature,
-                                    __fadd_rn(sum_of(local, row, feature), received[item]));
-                }
+                const int quad = item & 3;
+                int row, local;
+                places.split(item >> 2, row, local);
+                if (local >= tiles || row >= rows || ((begin + local) & 1) != share.slice) continue;
+                add_to_residual(row, (share.first + (begin + local) * share.step) * 16 + quad * 4,
+                                added(sum_of(local, row, quad), received[item]));
             }
 #else
             // the last slice to arrive at a tile adds them all
@@ -350,15 +404,17 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             }
             block_sync();
             for (int item = tid; item < items; item += THREADS) {
-                const int feature = item & 15, row = (item >> 4) % rows, local = (item >> 4) / rows;
-                if (!s.flags[local]) continue;
+                const int quad = item & 3;
+                int row, local;
+                places.split(item >> 2, row, local);
+                if (local >= tiles || row >= rows || !s.flags[local]) continue;
                 const int tile = share.first + (begin + local) * share.step;
-                float sum = 0.0f;
+                float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 for (int i = 0; i < SPLITS; i++) {
-                    const size_t at = ((static_cast<size_t>(i) * share.tiles + tile) * MAX_ROWS + row) * 16 + feature;
-                    sum = __fadd_rn(sum, __ldcg(&p.slices[at]));
+                    const size_t at = ((static_cast<size_t>(i) * share.tiles + tile) * MAX_ROWS + row) * 16 + quad * 4;
+                    sum = added(sum, __ldcg(reinterpret_cast<const float4*>(p.slices + at)));
                 }
-                add_to_residual(row, tile * 16 + feature, sum);
+                add_to_residual(row, tile * 16 + quad * 4, sum);
             }
 #endif
         };
@@ -379,12 +435,16 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #pragma unroll
             for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + i * WARPS);
             if (normed) row_scales(p, s, norm, rows, warp, lane);
-            if (early && (adds || kind == QKV) && tid < share.count * rows * 16) {
-                const int row = (tid >> 4) % rows, n = (share.first + (tid >> 4) / rows * share.step) * 16 + (tid & 15);
-                if (adds) {
-                    ready = addend(row, n);
-                } else {
-                    ready_turn = __ldcg(&p.rope[row * 64 + n % HEAD_DIM / 2]);
+            if (early && (adds || kind == QKV)) {
+                int row, local;
+                places.split(tid >> 2, row, local);
+                const int n = (share.first + local * share.step) * 16 + (tid & 3) * 4;
+                if (local < share.count && row < rows) {
+                    if (adds) {
+                        ready = addend(row, n);
+                    } else {
+                        ready_turns = turns(row, n);
+                    }
                 }
             }
             for (int begin = 0; begin < share.count; begin += round_tiles) {
@@ -472,9 +532,11 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         }
     }
 
-    // the last block to get here leaves the counters as it found them
+    // the last block to get here leaves the barrier as it found it
     block_sync();
-    if (tid == 0 && add_acquire_release(p.counters + 1, 1u) == gridDim.x - 1) p.counters[0] = 0, p.counters[1] = 0;
+    if (tid == 0 && add_acquire_release(p.counters + 1, 1u) == gridDim.x - 1) {
+        p.counters[0] = 0, p.counters[1] = 0;
+    }
 }
 
 #if BULK_COPY

@@ -73,7 +73,7 @@ struct DecoderPass {
     float* slices;                   // [SPLITS][dim / 16][MAX_ROWS][16]
     float* partial;                  // [MAX_ROWS][n_kv_heads][max_chunks][heads per kv head][HEAD_DIM]
     float2* partial_stats;           // [MAX_ROWS][n_kv_heads][max_chunks][heads per kv head] highest score, sum
-    uint32_t* counters;              // [4 + dim / 16]
+    uint32_t* counters;              // [4 + dim / 16] barrier, blocks that are done, and from [4] on those of tiles
     // results
     unsigned long long* best;        // [rows of the head] the largest logit and its id, see `ranking_key`
     float* logits;                   // [rows of the head][vocab], or null
@@ -188,12 +188,13 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 // Stores to the same place in the shared memory of another block of the cluster, and counts the bytes on its barrier.
-__device__ __forceinline__ void store_to_peer(float* p, uint32_t barrier, uint32_t rank, float v) {
+__device__ __forceinline__ void store_to_peer(float* p, uint32_t barrier, uint32_t rank, float4 v) {
     uint32_t remote, remote_barrier;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote_barrier) : "r"(barrier), "r"(rank));
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(remote),
-                 "r"(__float_as_uint(v)), "r"(remote_barrier)
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                     remote),
+                 "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(remote_barrier)
                  : "memory");
 }
 // `bytes` (a multiple of 16) from global to shared memory, counted on `barrier`. The data is read once: it is the first to
@@ -387,7 +388,7 @@ __device__ __forceinline__ float inverse_rms(const DecoderPass& p, int norm, int
     const int tiles = (p.dim + 15) / 16;
     const float* squares = p.squares + static_cast<size_t>((norm & 1) * MAX_ROWS + row) * tiles;
     float sum = 0.0f;
-    for (int i = lane; i < tiles; i += 32) sum += __ldcg(squares + i);
+    for (int i = lane; i < tiles; i += 32) sum = __fadd_rn(sum, __ldcg(squares + i));
     return 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(p.dim) + p.eps);
 }
 

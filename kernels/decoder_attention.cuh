@@ -12,6 +12,11 @@
 
 #include "decoder.cuh"
 
+// Four numbers of an activation, from k on.
+__device__ __forceinline__ void store_activation(real16* to, int row, int k, float4 x) {
+    *reinterpret_cast<uint2*>(to + activation_index(row, k)) = make_uint2(pack16(x.x, x.y), pack16(x.z, x.w));
+}
+
 // Scores: warp w takes positions 32w .. 32w+31 of the chunk. Values: warp w takes features 16w .. 16w+15 over all positions.
 // The left operand's 16 rows are (row of the group, query head); those that a group lacks are zero.
 struct AttentionUnit {
@@ -217,8 +222,7 @@ __device__ void combine_chunks(const DecoderPass& p, const Shared& s, int rows, 
             out.x = __fmaf_rn(weight, part.x, out.x), out.y = __fmaf_rn(weight, part.y, out.y);
             out.z = __fmaf_rn(weight, part.z, out.z), out.w = __fmaf_rn(weight, part.w, out.w);
         }
-        *reinterpret_cast<uint2*>(p.attended + activation_index(row, head * HEAD_DIM + lane * 4)) =
-            make_uint2(pack16(__fdiv_rn(out.x, sum), __fdiv_rn(out.y, sum)),
-                       pack16(__fdiv_rn(out.z, sum), __fdiv_rn(out.w, sum)));
+        out = make_float4(__fdiv_rn(out.x, sum), __fdiv_rn(out.y, sum), __fdiv_rn(out.z, sum), __fdiv_rn(out.w, sum));
+        store_activation(p.attended, row, head * HEAD_DIM + lane * 4, out);
     }
 }
