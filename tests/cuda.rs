@@ -381,6 +381,27 @@ fn rewinding_and_growing_rings_lose_nothing() {
 }
 
 #[test]
+fn layers_on_the_host_change_no_bit() {
+    let model = tiny();
+    let mel = log_mel(&model, &support::recording("kal_computer"), Delay::DEFAULT);
+    let tokens = some_tokens(&model, mel.len() / model.params.n_mels / 8);
+    // the head takes 1.4 MB, a layer 1.6 MB: all three stay on the GPU, one, none
+    let runs = [None, Some(4_000_000), Some(0)].map(|weight_cache_bytes| {
+        let options = CudaOptions { weight_cache_bytes, ..CudaOptions::default() };
+        let options = BackendOptions { cuda: options, ..BackendOptions::default() };
+        let mut cuda = Cuda::load(&model.weights, &options).unwrap();
+        let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+        cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: &mel }]).unwrap();
+        let predictions = feed(&mut cuda, &mut stream, &tokens, 3, model.params.vocab_size);
+        (predictions, cuda.sent_layers())
+    });
+    let n_passes = tokens.len().div_ceil(3) as u64;
+    assert_eq!(runs.each_ref().map(|(_, n_sent)| *n_sent), [0, 2 * n_passes, 3 * n_passes]);
+    assert_same("one layer on the GPU", &runs[1].0, &runs[0].0);
+    assert_same("no layer on the GPU", &runs[2].0, &runs[0].0);
+}
+
+#[test]
 #[ignore = "writes a checkpoint of 8.9 GB, and the CPU runs it"]
 fn full_size_predictions_are_those_of_the_cpu() {
     let (_dir, model) = checkpoint(&Preset::full());

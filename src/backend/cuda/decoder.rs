@@ -21,6 +21,9 @@ use crate::model::params::{Params, TransformerParams};
 use crate::model::weights::LayerWeights;
 use crate::{Error, Result};
 
+/// GPU memory that is left for activations and streams when it is decided how many layers fit.
+const WORKING_BYTES: usize = 2 << 30;
+
 /// Positions of one pass.
 pub const PASS_ROWS: usize = MAX_REWIND;
 const _: () = assert!(PASS_ROWS <= MAX_ROWS);
@@ -35,6 +38,10 @@ pub struct Decoder {
     frequencies: Buffer,
     scratch: Scratch,
     layout: LayerLayout,
+    /// Where the matrices of layers that stay on the host go for a pass.
+    staging: Option<Buffer>,
+    /// Layers sent to the GPU in passes so far.
+    n_sent: u64,
     /// What runs passes if their products are a library's; matrices are in its order then.
     library: Option<LibraryPasses>,
     /// Whether all phases of a pass are one launch.
@@ -59,7 +66,13 @@ pub struct LayerLayout {
 struct Layer {
     attention_norm: Buffer,
     ffn_norm: Buffer,
-    matrices: Buffer,
+    matrices: Place,
+}
+
+/// Where a layer's matrices stay.
+enum Place {
+    Device(Buffer),
+    Host(Pinned<u8>),
 }
 
 /// Memory for one pass.
@@ -173,18 +186,40 @@ impl Decoder {
             }
         };
         let layout = widths.as_ref().map_or_else(|| LayerLayout::new(&d), Widths::layer);
+        let n_resident = match &widths {
+            Some(_) => d.n_layers,
+            None => n_resident(device, &p, head.n_bytes(), layout.n_bytes, options.weight_cache_bytes)?,
+        };
+        let staging = (n_resident < d.n_layers).then(|| device.alloc_zeros(layout.n_bytes)).transpose()?;
+        if staging.is_some() {
+            let (n, all) = (d.n_layers - n_resident, d.n_layers);
+            tracing::warn!("{n} of {all} decoder layers stay on the host and are sent to the GPU for every pass");
+        }
         let mut layers = Vec::with_capacity(d.n_layers);
-        for w in &weights.decoder {
-            let matrices = device.alloc_zeros(layout.n_bytes)?;
-            match &widths {
-                Some(widths) => widths.pack(loader, &d, w, matrices.address())?,
-                None => layout.pack(loader, &d, w, matrices.address())?,
-            }
+        for (i, w) in weights.decoder.iter().enumerate() {
+            let matrices = match &staging {
+                Some(staging) if i >= n_resident => {
+                    layout.pack(loader, &d, w, staging.address())?;
+                    loader.flush()?;
+                    let mut host = Pinned::new(device, layout.n_bytes)?;
+                    // SAFETY: the buffer has that size.
+                    unsafe { device.download(host.as_mut_slice(), staging.address())? };
+                    Place::Host(host)
+                }
+                _ => {
+                    let matrices = device.alloc_zeros(layout.n_bytes)?;
+                    match &widths {
+                        Some(widths) => widths.pack(loader, &d, w, matrices.address())?,
+                        None => layout.pack(loader, &d, w, matrices.address())?,
+                    }
+                    Place::Device(matrices)
+                }
+            };
             let (attention_norm, ffn_norm) = (loader.vector(&w.attention_norm)?, loader.vector(&w.ffn_norm)?);
             layers.push(Layer { attention_norm, ffn_norm, matrices });
         }
         let scratch = Scratch::new(device, &d)?;
-        let addresses: Vec<_> = layers.iter().map(|layer| layer.matrices.address()).collect();
+        let addresses: Vec<_> = layers.iter().map(|layer| layer.address(staging.as_ref())).collect();
         let library = match (library, widths) {
             (Some(library), Some(widths)) => {
                 let residual = scratch.residual.address();
@@ -201,6 +236,8 @@ impl Decoder {
             frequencies: super::frequencies(device, &d)?,
             scratch,
             layout,
+            staging,
+            n_sent: 0,
             library,
             whole_passes: options.graphs,
             logits_fused: options.logits_fused,
@@ -216,7 +253,12 @@ impl Decoder {
 
     /// Bytes of weights that one pass reads.
     pub fn n_bytes(&self) -> usize {
-        self.head.n_bytes() + self.layers.iter().map(|layer| layer.matrices.n_bytes()).sum::<usize>()
+        self.head.n_bytes() + self.layers.len() * self.layout.n_bytes
+    }
+
+    /// Layers sent to the GPU in passes so far.
+    pub fn n_sent(&self) -> u64 {
+        self.n_sent
     }
 
     /// Streams move on only when all is done: whatever fails before leaves them as they were.
@@ -265,7 +307,8 @@ impl Decoder {
         let all_logits = n_top > 1 || trace.is_on() || !self.logits_fused;
         // SAFETY: both blocks have that size, and the host's is not written to before the pass is over.
         unsafe { device.upload(self.scratch.input.address(), self.scratch.host.as_slice())? };
-        self.launch(n_rows, n_wanted, all_logits, trace)?;
+        self.launch(device, n_rows, n_wanted, all_logits, trace)?;
+        self.n_sent += self.layers.iter().filter(|layer| matches!(layer.matrices, Place::Host(_))).count() as u64;
 
         let mut logits = Vec::new();
         if all_logits && n_wanted > 0 {
@@ -344,7 +387,7 @@ impl Decoder {
         let input = s.input.address();
         let mut layers = [PassLayer::default(); MAX_LAYERS];
         for (to, layer) in layers.iter_mut().zip(&self.layers) {
-            let at = |offset: usize| layer.matrices.address() + offset as u64;
+            let at = |offset: usize| layer.address(self.staging.as_ref()) + offset as u64;
             *to = PassLayer {
                 wqkv: at(0),
                 wo: at(layout.wo),
@@ -392,7 +435,14 @@ impl Decoder {
         }
     }
 
-    fn launch(&mut self, n_rows: usize, n_wanted: usize, all_logits: bool, trace: &mut Tracer) -> Result<()> {
+    fn launch(
+        &mut self,
+        device: &Device,
+        n_rows: usize,
+        n_wanted: usize,
+        all_logits: bool,
+        trace: &mut Tracer,
+    ) -> Result<()> {
         let d = &self.params.decoder;
         let pass = self.parameters(all_logits);
         let phases = Phases { n_layers: d.n_layers };
@@ -402,31 +452,36 @@ impl Decoder {
             // SAFETY: as below.
             return unsafe { library.launch(&self.kernels, &pass, [n_rows, n_wanted], &self.scratch.residual, trace) };
         }
-        // SAFETY: the scratch memory holds MAX_ROWS rows of every width used here, the rows' addresses are those of open
-        // streams whose rings hold their positions, and matrices have the sizes that the parameters say.
-        let run = |index: usize, phases: Range<usize>| unsafe { self.kernels.launch(index, &pass, phases) };
-        if trace.is_on() {
-            run(index, phases.embed())?;
-            for layer in 0..d.n_layers {
-                run(index, phases.layer(layer))?;
-                trace.f32("decoder_layer", layer, &self.scratch.residual, n_rows, padded(d.dim), d.dim)?;
-            }
-            if n_wanted > 0 {
-                self.trace_norm(n_wanted, trace)?;
-                run(head_index, phases.head())?;
-            }
-            return Ok(());
+        let run = |index: usize, phases: Range<usize>| {
+            let n_each = if self.whole_passes { phases.len().max(1) } else { 1 };
+            phases.step_by(n_each).try_for_each(|first| {
+                // SAFETY: the scratch memory holds MAX_ROWS rows of every width used here, the rows' addresses are those of
+                // open streams whose rings hold their positions, and matrices have the sizes that the parameters say.
+                unsafe { self.kernels.launch(index, &pass, first..first + n_each) }
+            })
+        };
+        if self.staging.is_none() && !trace.is_on() {
+            // few rows of the head, after many of the layers, are for the smaller kernel
+            let last = if n_wanted > 0 { phases.head().end } else { phases.head().start };
+            let first = if head_index == index { last } else { phases.head().start };
+            run(index, 0..first)?;
+            return run(head_index, first..last);
         }
-        // few rows of the head, after many of the layers, are for the smaller kernel
-        let last = if n_wanted > 0 { phases.head().end } else { phases.head().start };
-        let first = if head_index == index { last } else { phases.head().start };
-        let ranges = [(index, 0..first), (head_index, first..last)];
-        for (index, range) in ranges.into_iter().filter(|(_, range)| !range.is_empty()) {
-            if self.whole_passes {
-                run(index, range)?;
-            } else {
-                range.into_iter().try_for_each(|phase| run(index, phase..phase + 1))?;
+        run(index, phases.embed())?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            if let (Place::Host(matrices), Some(staging)) = (&layer.matrices, &self.staging) {
+                // SAFETY: both have a layer's size. The host's is never written to again, and the copy waits for the layer
+                // before, as all work on the GPU's stream does.
+                unsafe { device.upload(staging.address(), matrices.as_slice())? };
             }
+            run(index, phases.layer(i))?;
+            trace.f32("decoder_layer", i, &self.scratch.residual, n_rows, padded(d.dim), d.dim)?;
+        }
+        if n_wanted > 0 {
+            if trace.is_on() {
+                self.trace_norm(n_wanted, trace)?;
+            }
+            run(head_index, phases.head())?;
         }
         Ok(())
     }
@@ -462,6 +517,37 @@ impl Decoder {
         trace.values("decoder_norm", 0, &values, d.dim);
         Ok(())
     }
+}
+
+impl Layer {
+    /// Where the matrices are while the layer runs.
+    fn address(&self, staging: Option<&Buffer>) -> Address {
+        match (&self.matrices, staging) {
+            (Place::Device(matrices), _) | (Place::Host(_), Some(matrices)) => matrices.address(),
+            (Place::Host(_), None) => unreachable!("layers on the host have a staging buffer"),
+        }
+    }
+}
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        if self.n_sent > 0 {
+            tracing::info!("{} decoder layers were sent to the GPU in passes", self.n_sent);
+        }
+    }
+}
+
+/// How many layers stay on the GPU: as many as `cache_bytes` say, or as fit beside the encoder, whose weights come later.
+fn n_resident(device: &Device, p: &Params, head: usize, layer: usize, cache_bytes: Option<u64>) -> Result<usize> {
+    let room = match cache_bytes {
+        Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(head),
+        None => {
+            let e = &p.encoder;
+            let per_layer = padded(e.dim) * (2 * padded(e.q_dim()) + 2 * padded(e.kv_dim()) + 3 * padded(e.hidden_dim));
+            device.memory()?.0.saturating_sub(2 * e.n_layers * per_layer + WORKING_BYTES)
+        }
+    };
+    Ok((room / layer).min(p.decoder.n_layers))
 }
 
 /// The id in a row's largest key; see `ranking_key` in `kernels/decoder.cuh`.

@@ -65,6 +65,11 @@ impl Cuda {
         Ok(total - free)
     }
 
+    /// Decoder layers that were sent to the GPU in passes so far, because they did not fit there.
+    pub fn sent_layers(&self) -> u64 {
+        self.decoder.n_sent()
+    }
+
     /// Bytes of the encoder's weights.
     pub fn encoder_bytes(&self) -> u64 {
         self.encoder.n_bytes() as u64
