@@ -468,5 +468,11 @@ if [ "$verify_only" = yes ]; then
 fi
 mkdir -p "$dir" || die "$dir: cannot be made"
 [ -w "$dir" ] || die "$dir: cannot be written to"
-for name in $files; do fetch_file "$name"; done
+for name in $files; do
+    fetch_file "$name"
+    printf '%s  %s\n' "${want_sha256:-$(sha256_of "$dir/$name")}" "$name" >>"$work/sums"
+done
+# what `voxtral verify` and `sha256sum -c` compare the files with later
+cp "$work/sums" "$dir/SHA256SUMS.part" || die "$dir: cannot be written to"
+mv "$dir/SHA256SUMS.part" "$dir/SHA256SUMS"
 say "$dir: ready"

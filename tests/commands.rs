@@ -36,10 +36,11 @@ fn completions_and_manual_know_every_option() {
     let options: Vec<_> = help.split_whitespace().filter(|word| word.starts_with("--")).collect();
     let options: Vec<_> = options.iter().map(|word| word.trim_end_matches(|c: char| !c.is_alphanumeric())).collect();
     assert!(options.len() > 10, "{help}");
+    assert!(help.starts_with("Streaming speech-to-text"), "{help}");
     let (code, manual, _) = voxtral(&["man"]);
     let manual = manual.replace("\\-", "-");
     assert_eq!(code, 0);
-    assert!(manual.contains(".TH voxtral 1"), "{manual}");
+    assert!(manual.contains(".TH voxtral 1") && manual.contains("voxtral - Streaming speech-to-text"), "{manual}");
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let (code, script, stderr) = voxtral(&["completions", shell]);
         assert_eq!((code, stderr.as_str()), (0, ""));
@@ -69,7 +70,7 @@ fn a_file_may_have_the_name_of_a_command() {
 fn info_shows_what_params_json_says() {
     let (code, text, stderr) = on_model("info", &tiny_model(), &[]);
     assert_eq!((code, stderr.as_str()), (0, ""));
-    assert!(text.contains("delay       480 ms"), "{text}");
+    assert!(text.contains("delay       480 ms") && text.contains(": 8.0 million parameters in BF16"), "{text}");
     let (code, json, _) = on_model("info", &tiny_model(), &["--json"]);
     assert_eq!(code, 0);
     let info: serde_json::Value = serde_json::from_str(&json).unwrap();

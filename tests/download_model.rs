@@ -288,6 +288,12 @@ fn downloads_and_verifies_a_model() {
         let run = Run::new(tool);
         let text = run.succeeds(&server);
         assert!(text.contains(": ready"), "{text}");
+        let sums = fs::read_to_string(run.file("SHA256SUMS")).unwrap();
+        assert!(sums.contains(&format!("{WEIGHTS_SHA256}  {WEIGHTS}\n")), "{sums}");
+        assert!(
+            sums.contains(&format!("{TEKKEN_SHA256}  tekken.json\n")) && sums.contains("  params.json\n"),
+            "{sums}"
+        );
         assert!(server.requests().iter().all(|r| r.authorization.is_none()));
     }
 }

@@ -13,6 +13,8 @@ use super::options::Input;
 
 /// Pieces decoded ahead of need, each at most about a second.
 const QUEUE: usize = 16;
+/// The same for a microphone, where what waits is old: what does not fit is put together into the next piece.
+const LIVE_QUEUE: usize = 2;
 const THREAD_NAME: &str = "audio";
 
 impl Input {
@@ -51,7 +53,8 @@ pub struct PcmStream {
 impl PcmStream {
     /// Starts to open and decode an input.
     pub fn start(input: &Input, raw: bool, channel: Channel) -> io::Result<Self> {
-        let (sender, pieces) = sync_channel(QUEUE);
+        let queue = if matches!(input, Input::Microphone(_)) { LIVE_QUEUE } else { QUEUE };
+        let (sender, pieces) = sync_channel(queue);
         let input = input.clone();
         let decode = move || {
             let result = open(&input, raw, channel).and_then(|reader| match input {

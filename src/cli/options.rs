@@ -197,7 +197,7 @@ pub enum Target {
     Dir(PathBuf),
 }
 
-/// What to do instead of transcribing.
+// What to do instead of transcribing. As documentation this would take the place of the program's own.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Write the completions of a shell to stdout

@@ -99,8 +99,8 @@ fn text(info: &Info) -> String {
             s.n_layers, s.dim, s.n_heads, s.head_dim, s.n_kv_heads, s.hidden_dim, s.sliding_window, s.window_seconds
         )
     };
-    let mut text =
-        format!("{}: {:.3} billion parameters in {}\n", info.model, info.n_parameters as f64 / 1e9, info.format);
+    let millions = info.n_parameters as f64 / 1e6;
+    let mut text = format!("{}: {millions:.1} million parameters in {}\n", info.model, info.format);
     text += &stack("encoder", &info.encoder);
     text += &stack("decoder", &info.decoder);
     text += &format!("mel bands   {}\n", info.n_mels);

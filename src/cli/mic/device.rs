@@ -78,12 +78,15 @@ where
     f32: FromSample<T>,
 {
     let errors = sender.clone();
+    let mut was_full = false;
     let send = move |samples: &[T], _: &_| {
         let bytes = samples.iter().flat_map(|&sample| sample.to_sample::<f32>().to_le_bytes()).collect();
         // the device must not wait; the reader is a thread that does little else
-        if let Err(TrySendError::Full(_)) = sender.try_send(Ok(bytes)) {
+        let is_full = matches!(sender.try_send(Ok(bytes)), Err(TrySendError::Full(_)));
+        if is_full && !was_full {
             tracing::warn!("can't keep up: some audio of the microphone was lost");
         }
+        was_full = is_full;
     };
     let fail = move |error: Error| match error.kind() {
         ErrorKind::DeviceChanged | ErrorKind::Xrun | ErrorKind::RealtimeDenied => tracing::warn!("microphone: {error}"),
