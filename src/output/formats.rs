@@ -13,7 +13,7 @@ use super::jsonl;
 use super::segments::{Segment, Segmenter, mean_confidence};
 use super::words::{Word, WordBuilder};
 use crate::audio::SAMPLE_RATE;
-use crate::engine::{Event, Gap};
+use crate::engine::{Event, Gap, Token, TokenKind};
 
 /// A way to write a transcript.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,10 +104,14 @@ pub struct Transcript {
 /// How long the work took, in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Timings {
+    #[serde(serialize_with = "rounded")]
     pub wall: f64,
+    #[serde(serialize_with = "rounded")]
     pub encoder: f64,
+    #[serde(serialize_with = "rounded")]
     pub decoder: f64,
     /// Seconds of audio for each second of work.
+    #[serde(serialize_with = "rounded")]
     pub xrt: f64,
 }
 
@@ -211,6 +215,9 @@ impl TranscriptBuilder {
         self.words.event(event, &mut self.ready);
         for word in self.ready.drain(..) {
             self.segmenter.push(word, &mut self.transcript.segments);
+        }
+        if let Event::Token(Token { kind: TokenKind::Blank, time_ms, .. }) = event {
+            self.segmenter.quiet_until(*time_ms, &mut self.transcript.segments);
         }
     }
 
@@ -431,6 +438,10 @@ fn timestamp(ms: u64, point: char) -> impl Display {
 /// Serialises milliseconds as seconds.
 pub(super) fn seconds<S: serde::Serializer>(ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(*ms as f64 / 1000.0)
+}
+
+fn rounded<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(round_ms(*value))
 }
 
 fn round_ms(seconds: f64) -> f64 {

@@ -17,7 +17,7 @@ use super::cues::Layout;
 use super::formats::{SegmentJson, SummaryJson, Transcript, WordJson, seconds};
 use super::segments::{Segment, Segmenter};
 use super::words::WordBuilder;
-use crate::engine::Event;
+use crate::engine::{Event, Token, TokenKind};
 
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -99,8 +99,12 @@ impl<W: Write> JsonlWriter<W> {
             line(&Line::Word { channel, word: WordJson::new(&word) }, &mut self.out)?;
             track.segmenter.push(word, &mut segments);
         }
-        if let Event::End { .. } = event {
-            track.segmenter.finish(&mut segments);
+        match event {
+            Event::Token(Token { kind: TokenKind::Blank, time_ms, .. }) => {
+                track.segmenter.quiet_until(*time_ms, &mut segments);
+            }
+            Event::End { .. } => track.segmenter.finish(&mut segments),
+            _ => {}
         }
         for segment in segments {
             segment_line(self.n_segments, &segment, &mut self.out)?;
@@ -157,7 +161,7 @@ mod tests {
     #[test]
     fn live_lines_are_those_of_the_whole_and_the_deltas() {
         let layout = Layout::default();
-        let mut list = events("| _Yes . | _it | _is , | _so . | _No ! . | _But");
+        let mut list = events(&format!("| _Yes . | _it | _is , | _so . | _No ! {} | _But", ". ".repeat(40)));
         list.insert(4, Event::Restart { time_ms: 320 });
         let mut live = Vec::new();
         let mut writer = JsonlWriter::start(&mut live, "a.wav", "tiny", 480, &[None], &layout).unwrap();
@@ -189,5 +193,8 @@ mod tests {
         assert!(of_type(&whole, "delta").is_empty());
         assert_eq!((&live[0]["type"], &live[live.len() - 1]["type"]), (&"start".into(), &"end".into()));
         assert_eq!(of_type(&live, "restart")[0]["time"], 0.32);
+        // a segment is over before the next begins
+        let kinds: Vec<_> = live.iter().rev().map(|line| line["type"].as_str().unwrap()).collect();
+        assert_eq!(kinds[..5], ["end", "segment", "word", "delta", "segment"]);
     }
 }

@@ -7,6 +7,8 @@ use super::words::Word;
 
 /// A silence that ends a segment.
 const PAUSE_MS: u64 = 1000;
+/// A silence after which a segment is over, whatever comes; the next word's own length is unknown till then.
+const QUIET_MS: u64 = 2000;
 /// A silence that makes a full stop the end of a sentence, whatever follows.
 const STOP_MS: u64 = 400;
 
@@ -77,6 +79,13 @@ impl Segmenter {
             self.words = rest;
         }
         self.words.push(word);
+    }
+
+    /// Takes note that nothing was said up to this time.
+    pub fn quiet_until(&mut self, time_ms: u64, segments: &mut Vec<Segment>) {
+        if self.words.last().is_some_and(|last| time_ms >= last.end_ms + QUIET_MS) {
+            self.finish(segments);
+        }
     }
 
     /// Ends the segment under way.
@@ -200,6 +209,17 @@ pub(crate) mod tests {
         for segment in segments("aa bb, cc dd ee 20 ff gg hh ii, jj kk ll mm nn oo pp qq", 700) {
             assert!(segment.end_ms() - segment.start_ms() <= 700);
         }
+    }
+
+    #[test]
+    fn a_long_silence_ends_a_segment_before_the_next_word_is_known() {
+        let (mut segmenter, mut segments) = (Segmenter::new(30_000, None), Vec::new());
+        segmenter.quiet_until(5000, &mut segments);
+        words("it 300 is").into_iter().for_each(|word| segmenter.push(word, &mut segments));
+        segmenter.quiet_until(700 + 1999, &mut segments);
+        assert!(segments.is_empty());
+        segmenter.quiet_until(700 + 2000, &mut segments);
+        assert_eq!(segments.iter().map(Segment::text).collect::<Vec<_>>(), ["it is"]);
     }
 
     #[test]
