@@ -11,7 +11,7 @@ pub mod model;
 pub mod output;
 
 pub use engine::{
-    Alternative, Engine, Event, Gap, GapGuard, LevelFeed, SecondLook, Session, SessionOptions, Stats, Token, TokenKind,
+    Alternative, Draft, Engine, Event, Gap, GapGuard, LevelFeed, SecondLook, Session, SessionOptions, Stats, Token, TokenKind,
 };
 pub use error::{Error, Result};
 pub use model::{Delay, Model};

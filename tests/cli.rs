@@ -143,7 +143,7 @@ fn timings_are_the_lines_that_scripts_parse() {
             "Encoder: N mel -> N tokens (N ms)",
             "Decoder: N text tokens (N steps) in N ms (prefill N ms + N ms/step)",
             "Wall transcribe: N ms",
-            "Speed: N xRT, N passes, N GB/s of weights",
+            "Speed: N xRT, N passes, N tokens/pass, N of N drafts right, N GB/s of weights",
         ]
     );
     // the recording ends in silence: after the EOS at frame 88 there is a fresh start on the rest

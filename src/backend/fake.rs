@@ -7,16 +7,17 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::{Backend, BackendOptions, EncodeChunk, Prediction, Span, TraceSink};
-use crate::Result;
 use crate::model::params::FRAMES_PER_TOKEN;
 use crate::model::{Delay, Weights};
+use crate::{Error, Result};
 
 /// The stand-in; `eos_in` is the chance of EOS, one in so many predictions, and `lost_at` are the calls that
-/// lose all their streams.
+/// lose all their streams, `fails_at` those that fail after half of their work.
 pub(crate) struct Fake {
     pub n_mels: usize,
     pub eos_in: u64,
     pub lost_at: Vec<u64>,
+    pub fails_at: Vec<u64>,
     /// Calls of `decode` so far, and of `encode` and `decode`.
     pub n_passes: usize,
     pub n_calls: u64,
@@ -40,7 +41,7 @@ impl Backend for Fake {
     type Stream = FakeStream;
 
     fn load(weights: &Weights, _: &BackendOptions) -> Result<Self> {
-        Ok(Self { n_mels: weights.params.n_mels, eos_in: 50, lost_at: Vec::new(), n_passes: 0, n_calls: 0 })
+        Ok(Self::new(weights.params.n_mels, 50))
     }
 
     fn open(&mut self, delay: Delay) -> Result<FakeStream> {
@@ -49,6 +50,7 @@ impl Backend for Fake {
 
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, FakeStream>]) -> Result<()> {
         self.n_calls += 1;
+        self.fail()?;
         for chunk in batch {
             chunk.stream.lost |= self.loses();
             if chunk.stream.lost {
@@ -68,7 +70,9 @@ impl Backend for Fake {
     fn decode(&mut self, batch: &mut [Span<'_, FakeStream>]) -> Result<()> {
         self.n_passes += 1;
         self.n_calls += 1;
-        for span in batch {
+        let failed = self.fail();
+        let n = if failed.is_err() { batch.len() / 2 } else { batch.len() };
+        for span in &mut batch[..n] {
             let stream = &mut *span.stream;
             span.predictions.clear();
             stream.lost |= self.loses();
@@ -84,7 +88,7 @@ impl Backend for Fake {
                 }
             }
         }
-        Ok(())
+        failed
     }
 
     fn rewind(&mut self, stream: &mut FakeStream, position: u64) {
@@ -103,6 +107,17 @@ impl Backend for Fake {
 }
 
 impl Fake {
+    pub fn new(n_mels: usize, eos_in: u64) -> Self {
+        Self { n_mels, eos_in, lost_at: Vec::new(), fails_at: Vec::new(), n_passes: 0, n_calls: 0 }
+    }
+
+    fn fail(&self) -> Result<()> {
+        match self.fails_at.contains(&self.n_calls) {
+            true => Err(Error::Backend("asked to fail".into())),
+            false => Ok(()),
+        }
+    }
+
     fn loses(&self) -> bool {
         self.lost_at.contains(&self.n_calls)
     }

@@ -161,7 +161,8 @@ fn load<B: Backend>(options: &Options) -> anyhow::Result<Engine<B>> {
     let start = Instant::now();
     let _span = tracing::debug_span!("load").entered();
     let model = Model::open(&options.model).context("cannot load the model")?;
-    let engine = Engine::load(model, &options.backend).context("cannot load the model")?;
+    let mut engine = Engine::load(model, &options.backend).context("cannot load the model")?;
+    engine.set_draft(options.draft);
     let load = start.elapsed();
     tracing::debug!(?load, "model loaded");
     if options.print_timings {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
-use voxtral::backend::{BackendOptions, CudaOptions};
+use voxtral::backend::{BackendOptions, CudaOptions, MAX_REWIND};
 use voxtral::output::{Format, Layout, Style};
-use voxtral::{Delay, SessionOptions};
+use voxtral::{Delay, Draft, SessionOptions};
 
 use super::knobs;
 
@@ -17,6 +17,7 @@ const AFTER_HELP: &str = "\
 Environment:
   VOX_MODEL          Model directory, where -d is not given
   VOX_PRINT_TIMINGS  1: print how long loading, encoder and decoder took, to stderr
+  VOX_DRAFT          As --draft, where that is not given
   VOX_CUDA_FAST      0: the plain path on the GPU, without graphs; the text is the same
   VOX_CUDA_GRAPHS    0: no graphs, whatever VOX_CUDA_FAST says; VOX_DISABLE_CUDA_GRAPHS=1 does the same
 
@@ -148,6 +149,10 @@ struct Arguments {
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+
+    /// Tokens guessed ahead and checked in one pass: auto, or 0 (none) to 63. The text is the same
+    #[arg(long, value_name = "N|auto", env = "VOX_DRAFT", hide_env = true, default_value = "auto", value_parser = draft)]
+    draft: Draft,
 
     /// Tell what happens, to stderr
     #[arg(long)]
@@ -431,6 +436,7 @@ pub struct Options {
     pub strict: bool,
     pub session: SessionOptions,
     pub output: Output,
+    pub draft: Draft,
     pub device: Device,
     pub backend: BackendOptions,
     pub verbosity: Verbosity,
@@ -492,6 +498,7 @@ impl Options {
             strict: a.strict,
             session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt, probabilities },
             output,
+            draft: a.draft,
             device: a.device.device,
             backend: BackendOptions {
                 threads: a.threads.map(usize::from),
@@ -554,7 +561,7 @@ fn output(
 }
 
 /// Knobs that are read here.
-const KNOBS: [&str; 2] = ["VOX_MODEL", "VOX_PRINT_TIMINGS"];
+const KNOBS: [&str; 3] = ["VOX_MODEL", "VOX_DRAFT", "VOX_PRINT_TIMINGS"];
 
 /// A warning about a variable that looks like a knob but is none.
 fn unknown_knob(name: &str) -> Option<String> {
@@ -669,6 +676,16 @@ fn segment_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn draft(text: &str) -> Result<Draft, String> {
+    match text {
+        "auto" => Ok(Draft::Auto),
+        _ => match text.parse() {
+            Ok(n) if n < MAX_REWIND => Ok(Draft::Fixed(n)),
+            _ => Err(format!("expected auto or 0 to {}", MAX_REWIND - 1)),
+        },
+    }
+}
+
 fn cutoff(text: &str) -> Result<f32, String> {
     let cutoff = number(text)? as f32;
     if (0.0..=1.0).contains(&cutoff) { Ok(cutoff) } else { Err("expected 0 to 1".into()) }
@@ -706,6 +723,8 @@ mod tests {
         assert_eq!((o.session.interval, o.session.delay.unwrap().tokens()), (Duration::from_millis(80), 30));
         assert_eq!((o.backend.threads, o.output.style), (Some(3), Style::TokenIds));
         assert_eq!(parse("-d m -i -", &[]).unwrap().selection.named, [Input::Stdin]);
+        assert_eq!(parse("-d m a --draft 63", &[]).unwrap().draft, Draft::Fixed(63));
+        assert_eq!(parse("-d m a --draft auto", &[]).unwrap().draft, parse("-d m a", &[]).unwrap().draft);
         assert_eq!(parse("-d m a --alt 0.5", &[]).unwrap().session.alternatives, Some(0.5));
     }
 
@@ -856,6 +875,9 @@ mod tests {
             "-d m a --max-line-count 0",
             "-d m a --max-segment-seconds 0.5",
             "-d m a --max-segment-seconds inf",
+            "-d m a --draft 64",
+            "-d m a --draft -1",
+            "-d m a --draft some",
             "-d m a --device tpu",
             "-d m a --nonsense",
             "-d m a --skip-existing",

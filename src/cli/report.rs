@@ -27,7 +27,7 @@ pub fn print_timings(stats: Stats, n_samples: u64, wall: Duration, decoder_bytes
         "Encoder: {} mel -> {} tokens ({:.0} ms)\n\
          Decoder: {} text tokens ({} steps) in {:.0} ms (prefill {:.0} ms + {per_step:.1} ms/step)\n\
          Wall transcribe: {:.0} ms\n\
-         Speed: {:.2} xRT, {} passes, {bandwidth:.1} GB/s of weights\n",
+         Speed: {:.2} xRT, {} passes, {:.2} tokens/pass, {} of {} drafts right, {bandwidth:.1} GB/s of weights\n",
         stats.n_frames,
         stats.n_embeddings,
         ms(stats.encoder),
@@ -38,6 +38,9 @@ pub fn print_timings(stats: Stats, n_samples: u64, wall: Duration, decoder_bytes
         ms(wall),
         seconds / wall.as_secs_f64().max(1e-9),
         stats.n_passes,
+        stats.n_tokens as f64 / stats.n_passes.max(1) as f64,
+        stats.n_right,
+        stats.n_drafts,
     ));
 }
 

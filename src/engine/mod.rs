@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+mod draft;
 mod guard;
 mod session;
 #[cfg(test)]
@@ -33,6 +34,8 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use draft::Draft;
+use draft::{PassCosts, allot};
 pub use guard::{Gap, GapGuard, LevelFeed, SecondLook};
 pub use session::{Alternative, Event, Session, SessionOptions, Token, TokenKind};
 use session::{Segment, Shared};
@@ -55,6 +58,9 @@ pub struct Stats {
     pub n_text_tokens: u64,
     pub n_passes: u64,
     pub decoder: Duration,
+    /// Positions that were guessed, and how many of the guesses were right.
+    pub n_drafts: u64,
+    pub n_right: u64,
     /// The part of the passes and their time that went to prompts.
     pub n_prefills: u64,
     pub prefill: Duration,
@@ -73,6 +79,8 @@ impl std::ops::Sub for Stats {
             n_text_tokens: self.n_text_tokens - before.n_text_tokens,
             n_passes: self.n_passes - before.n_passes,
             decoder: self.decoder - before.decoder,
+            n_drafts: self.n_drafts - before.n_drafts,
+            n_right: self.n_right - before.n_right,
             n_prefills: self.n_prefills - before.n_prefills,
             prefill: self.prefill - before.prefill,
         }
@@ -84,6 +92,8 @@ pub struct Engine<B: Backend> {
     backend: B,
     shared: Arc<Shared>,
     stats: Stats,
+    draft: Draft,
+    costs: PassCosts,
 }
 
 impl<B: Backend> Engine<B> {
@@ -96,7 +106,14 @@ impl<B: Backend> Engine<B> {
     /// An engine over a backend that is ready.
     pub fn new(backend: B, tokenizer: Tokenizer, params: &Params) -> Self {
         let filters = Arc::new(MelFilters::new(params.n_mels, params.log_mel_max));
-        Self { backend, shared: Arc::new(Shared { tokenizer, filters }), stats: Stats::default() }
+        let shared = Arc::new(Shared { tokenizer, filters });
+        let (stats, draft, costs) = (Stats::default(), Draft::default(), PassCosts::default());
+        Self { backend, shared, stats, draft, costs }
+    }
+
+    /// How far ahead tokens are guessed from now on. Never changes what is said.
+    pub fn set_draft(&mut self, draft: Draft) {
+        self.draft = draft;
     }
 
     /// The delay of sessions that don't ask for one.
@@ -165,7 +182,7 @@ impl<B: Backend> Engine<B> {
     fn encode(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
         let mut batch = Vec::new();
         let mut n_frames = 0;
-        for session in sessions {
+        for session in &mut *sessions {
             if let Some((stream, log_mel)) = session.due_frames() {
                 n_frames += log_mel.len() / self.shared.filters.n_mels();
                 batch.push(EncodeChunk { stream, log_mel });
@@ -179,43 +196,52 @@ impl<B: Backend> Engine<B> {
         self.stats.encoder += start.elapsed();
         self.stats.n_frames += n_frames as u64;
         self.stats.n_embeddings += (n_frames / FRAMES_PER_TOKEN) as u64;
+        sessions.iter_mut().for_each(|session| session.encoded());
         Ok(true)
     }
 
     /// One decoder pass with the next span of each session that has one; whether there was any.
     fn decode(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
-        let mut takers = Vec::new();
-        let mut batch = Vec::new();
-        let mut prefill = false;
-        for (i, session) in sessions.iter_mut().enumerate() {
-            if let Some(span) = session.due_span() {
-                prefill |= span.inputs.len() > 1;
-                batch.push(span);
-                takers.push(i);
-            }
-        }
-        if batch.is_empty() {
+        let mut due: Vec<_> =
+            sessions.iter_mut().filter_map(|session| Some((session.due_span()?, &mut **session))).collect();
+        if due.is_empty() {
             return Ok(false);
         }
+        let spans: Vec<_> = due.iter().map(|(span, session)| (*span, session.acceptance)).collect();
+        let n_drafts = allot(self.draft, &self.costs, &spans);
+        let mut batch: Vec<_> =
+            due.iter_mut().zip(&n_drafts).map(|((_, session), &n_drafts)| session.span(n_drafts)).collect();
+        let n_rows: usize = batch.iter().map(|span| span.inputs.len()).sum();
         let start = Instant::now();
-        self.backend.decode(&mut batch)?;
+        let decoded = self.backend.decode(&mut batch);
         let time = start.elapsed();
+        let predictions: Vec<Vec<Prediction>> = batch.into_iter().map(|span| span.predictions).collect();
+        if let Err(error) = decoded {
+            // those that got through before the failure are to do it again
+            for (_, session) in due {
+                let (stream, position) = session.stream_and_position();
+                self.backend.rewind(stream, position);
+            }
+            return Err(error);
+        }
+        self.costs.record(n_rows, time);
         self.stats.decoder += time;
         self.stats.n_passes += 1;
-        if prefill {
+        if due.iter().any(|(span, _)| span.n_certain > 1) {
             self.stats.prefill += time;
             self.stats.n_prefills += 1;
         }
-        let predictions: Vec<Vec<Prediction>> = batch.into_iter().map(|span| span.predictions).collect();
-        for (i, predictions) in takers.into_iter().zip(predictions) {
-            let session = &mut *sessions[i];
-            for prediction in predictions {
-                self.stats.n_tokens += 1;
-                self.stats.n_text_tokens += u64::from(self.shared.tokenizer.is_text(prediction.id));
-                if let Some(start) = session.accept(prediction) {
-                    session.restart(self.segment(start, session.delay())?);
-                    break;
-                }
+        for ((_, session), predictions) in due.into_iter().zip(predictions) {
+            let confirmed = session.confirm(predictions);
+            session.acceptance.record(confirmed.n_drafts, confirmed.n_right);
+            self.stats.n_tokens += confirmed.n_tokens;
+            self.stats.n_text_tokens += confirmed.n_text_tokens;
+            self.stats.n_drafts += confirmed.n_drafts as u64;
+            self.stats.n_right += confirmed.n_right as u64;
+            if let Some(start) = confirmed.restart {
+                session.restart(self.segment(start, session.delay())?);
+            } else if let Some(position) = confirmed.rewind {
+                self.backend.rewind(session.stream_and_position().0, position);
             }
         }
         Ok(true)

@@ -10,15 +10,22 @@ use std::time::Duration;
 
 use crate::audio::mel::{MelFilters, MelStream};
 use crate::audio::{SAMPLE_RATE, check_samples};
-use crate::backend::{Backend, Prediction, Span};
+use crate::backend::{Backend, MAX_REWIND, Prediction, Span};
 use crate::model::params::{FRAMES_PER_TOKEN, SAMPLES_PER_TOKEN};
 use crate::model::{Delay, Tokenizer, Utf8Joiner};
 use crate::{Error, Result};
 
+use super::draft::Acceptance;
+
 /// Silence behind the audio, in tokens, besides the delay: the official `+ 1 + 10`.
 const RIGHT_PAD: usize = 11;
-/// Longest stretch of audio that is taken in before its tokens are decoded, whatever the interval.
-const MAX_SLICE: usize = 60 * SAMPLE_RATE as usize;
+/// Longest interval.
+const MAX_INTERVAL: usize = 60 * SAMPLE_RATE as usize;
+/// Longest stretch of audio that one encoder call takes of a stream, where the interval is not longer: where much audio is
+/// there, calls begin at the interval and double up to this.
+pub(super) const MAX_SLICE: usize = 30 * SAMPLE_RATE as usize;
+/// Embeddings made ahead of need where there is audio for them, so that drafts have some.
+const LOOKAHEAD: usize = MAX_REWIND;
 /// Tokens whose audio is kept so that a stream that was lost with its device can be fed again: 15 s, which is what the
 /// encoder looks back on.
 pub(super) const REPLAY: usize = 188;
@@ -122,10 +129,16 @@ pub(super) struct Segment<S> {
     n_fed: usize,
     /// Whether the silence at the end has been added.
     padded: bool,
-    /// Frames of the encoder call under way.
+    /// Most samples to take at once.
+    slice: usize,
+    /// Frames of the encoder call that is due, kept until it succeeds.
     log_mel: Vec<f32>,
-    /// Tokens of the next span: the prompt, then always the last generated one.
+    /// Tokens of the next span: the prompt, then always the last generated one; then drafts.
     inputs: Vec<u32>,
+    /// How many of these are no drafts.
+    n_certain: usize,
+    /// What the model may say after them, as far as it was asked: its own answers behind a wrong draft.
+    guesses: Vec<u32>,
     /// Audio embeddings made, and those the decoder has used.
     n_encoded: usize,
     n_decoded: usize,
@@ -141,14 +154,18 @@ impl<S> Segment<S> {
         let mut inputs = vec![special.bos];
         inputs.resize(1 + left_pad + delay.tokens(), special.streaming_pad);
         inputs.extend(said);
+        let n_certain = inputs.len();
         Self {
             stream,
             mel: MelStream::new(shared.filters.clone(), left_pad * SAMPLES_PER_TOKEN),
             start,
             n_fed: 0,
             padded: false,
+            slice: 0,
             log_mel: Vec::new(),
             inputs,
+            n_certain,
+            guesses: Vec::new(),
             n_encoded: 0,
             n_decoded: 0,
             n_generated: said.len() as u64,
@@ -156,9 +173,9 @@ impl<S> Segment<S> {
         }
     }
 
-    /// Whether the audio of the next span is encoded.
-    fn has_span(&self) -> bool {
-        self.n_encoded - self.n_decoded >= self.inputs.len()
+    /// Embeddings that wait beyond those of the next step, if there are enough for that.
+    fn n_ahead(&self) -> Option<usize> {
+        (self.n_encoded - self.n_decoded).checked_sub(self.n_certain)
     }
 
     /// Index in the session of the first sample not taken yet.
@@ -195,6 +212,29 @@ pub struct Session<B: Backend> {
     ended: bool,
     text: Utf8Joiner,
     events: VecDeque<Event>,
+    pub(super) acceptance: Acceptance,
+}
+
+/// A span that could be decoded now.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DueSpan {
+    /// Inputs that are certain, and the most drafts that can follow them.
+    pub n_certain: usize,
+    pub max_drafts: usize,
+}
+
+/// What came of a span.
+#[derive(Debug, Default)]
+pub(super) struct Confirmed {
+    pub n_drafts: usize,
+    /// Drafts that were right.
+    pub n_right: usize,
+    pub n_tokens: u64,
+    pub n_text_tokens: u64,
+    /// The sample to start again from, if the model said EOS with audio left.
+    pub restart: Option<u64>,
+    /// The position to rewind the stream to.
+    pub rewind: Option<u64>,
 }
 
 impl<B: Backend> Session<B> {
@@ -212,7 +252,7 @@ impl<B: Backend> Session<B> {
             shared,
             segment,
             delay,
-            interval: (interval as usize).clamp(1, MAX_SLICE),
+            interval: (interval as usize).clamp(1, MAX_INTERVAL),
             cutoff: options.alternatives,
             n_top: options.n_top(),
             samples: VecDeque::new(),
@@ -223,6 +263,7 @@ impl<B: Backend> Session<B> {
             ended: false,
             text: Utf8Joiner::default(),
             events: VecDeque::new(),
+            acceptance: Acceptance::default(),
         })
     }
 
@@ -276,28 +317,31 @@ impl<B: Backend> Session<B> {
         self.delay
     }
 
-    /// The stream and the frames to encode now; none while there is something to decode or audio to wait for.
+    /// The stream and the frames to encode now; none while there is enough to decode or audio to wait for. The same until
+    /// [`encoded`](Self::encoded).
     pub(super) fn due_frames(&mut self) -> Option<(&mut B::Stream, &[f32])> {
-        if self.ended || self.segment.has_span() {
+        if self.ended || self.segment.n_ahead() >= Some(LOOKAHEAD) {
             return None;
         }
         if self.finished && self.n_pushed == 0 {
             self.end();
             return None;
         }
-        loop {
-            let n_tokens = self.segment.mel.available() / FRAMES_PER_TOKEN;
-            if n_tokens > 0 {
-                let segment = &mut self.segment;
-                segment.log_mel.clear();
-                segment.mel.take(n_tokens * FRAMES_PER_TOKEN, &mut segment.log_mel);
-                segment.n_encoded += n_tokens;
-                return Some((&mut segment.stream, &segment.log_mel));
-            }
-            if !self.feed() {
+        while self.segment.log_mel.is_empty() {
+            let segment = &mut self.segment;
+            let n_tokens = segment.mel.available() / FRAMES_PER_TOKEN;
+            segment.mel.take(n_tokens * FRAMES_PER_TOKEN, &mut segment.log_mel);
+            if n_tokens == 0 && !self.feed() {
                 return None;
             }
         }
+        Some((&mut self.segment.stream, &self.segment.log_mel))
+    }
+
+    /// Notes that the due frames were encoded.
+    pub(super) fn encoded(&mut self) {
+        self.segment.n_encoded += self.segment.log_mel.len() / (self.shared.filters.n_mels() * FRAMES_PER_TOKEN);
+        self.segment.log_mel.clear();
     }
 
     /// Gives the segment the next slice of audio, or the silence at the end; whether there was any to give.
@@ -306,7 +350,8 @@ impl<B: Backend> Session<B> {
         let pending = (self.n_pushed - segment.fed_to()) as usize;
         let due = self.finished || pending >= self.interval || segment.fed_to() < self.flush_to;
         if pending > 0 && due {
-            let n = pending.min(self.interval.max(SAMPLES_PER_TOKEN));
+            segment.slice = (2 * segment.slice).min(MAX_SLICE).max(self.interval).max(SAMPLES_PER_TOKEN);
+            let n = pending.min(segment.slice);
             let first = (segment.fed_to() - self.samples_start) as usize;
             let (front, back) = self.samples.as_slices();
             let split = front.len();
@@ -334,29 +379,70 @@ impl<B: Backend> Session<B> {
         }
     }
 
-    /// The next span to decode, if its audio is encoded.
-    pub(super) fn due_span(&mut self) -> Option<Span<'_, B::Stream>> {
-        let segment = &self.segment;
-        let n = segment.inputs.len();
+    /// What could be decoded next, if its audio is encoded.
+    pub(super) fn due_span(&mut self) -> Option<DueSpan> {
         if self.ended {
             return None;
         }
-        if !segment.has_span() {
-            if segment.padded && segment.mel.available() < FRAMES_PER_TOKEN {
+        let segment = &self.segment;
+        let Some(n_ahead) = segment.n_ahead() else {
+            if segment.padded && segment.log_mel.is_empty() && segment.mel.available() < FRAMES_PER_TOKEN {
                 self.end();
             }
             return None;
-        }
-        let segment = &mut self.segment;
-        segment.n_decoded += n;
-        let n_top = self.n_top;
-        let predictions = Vec::with_capacity(1);
-        Some(Span { stream: &mut segment.stream, inputs: &segment.inputs, predict_from: n - 1, n_top, predictions })
+        };
+        Some(DueSpan { n_certain: segment.n_certain, max_drafts: n_ahead.min(MAX_REWIND - 1) })
     }
 
-    /// Takes the model's prediction after the last span. Returns the sample to start again from, if it was an EOS with
+    /// That span, with so many drafts: the model's own guesses, and blanks beyond them.
+    pub(super) fn span(&mut self, n_drafts: usize) -> Span<'_, B::Stream> {
+        let segment = &mut self.segment;
+        let n = segment.n_certain;
+        segment.inputs.truncate(n);
+        segment.inputs.extend(segment.guesses.iter().take(n_drafts));
+        segment.inputs.resize(n + n_drafts, self.shared.tokenizer.special.streaming_pad);
+        Span {
+            stream: &mut segment.stream,
+            inputs: &segment.inputs,
+            predict_from: n - 1,
+            n_top: self.n_top,
+            predictions: Vec::with_capacity(1 + n_drafts),
+        }
+    }
+
+    /// Takes the model's predictions after the span: those that follow right drafts only are what it says, the others
+    /// are its next guesses. None at all came if the stream was lost.
+    pub(super) fn confirm(&mut self, predictions: Vec<Prediction>) -> Confirmed {
+        let segment = &mut self.segment;
+        let drafts = &segment.inputs[segment.n_certain..];
+        let n_drafts = drafts.len();
+        if predictions.len() != 1 + n_drafts {
+            segment.inputs.truncate(segment.n_certain);
+            return Confirmed::default();
+        }
+        let n_right = drafts.iter().zip(&predictions).take_while(|(draft, said)| **draft == said.id).count();
+        segment.n_decoded += segment.n_certain + n_right;
+        segment.guesses.clear();
+        segment.guesses.extend(predictions[n_right + 1..].iter().map(|p| p.id));
+        segment.inputs.clear();
+        segment.inputs.push(predictions[n_right].id);
+        segment.n_certain = 1;
+        let rewind = (n_right < n_drafts).then_some(segment.n_decoded as u64);
+        let mut confirmed = Confirmed { n_drafts, n_right, rewind, ..Confirmed::default() };
+        for prediction in predictions.into_iter().take(1 + n_right) {
+            confirmed.n_tokens += 1;
+            confirmed.n_text_tokens += u64::from(self.shared.tokenizer.is_text(prediction.id));
+            confirmed.restart = self.accept(prediction);
+            if self.ended || confirmed.restart.is_some() {
+                break;
+            }
+        }
+        confirmed
+    }
+
+    /// Takes what the model says next. Returns the sample to start again from, if it was an EOS with
     /// audio left.
-    pub(super) fn accept(&mut self, prediction: Prediction) -> Option<u64> {
+    fn accept(&mut self, prediction: Prediction) -> Option<u64> {
         let tokenizer = &self.shared.tokenizer;
         let moment = self.segment.next_moment();
         let id = prediction.id;
@@ -384,8 +470,6 @@ impl<B: Backend> Session<B> {
             self.segment.recent.pop_front();
         }
         self.segment.recent.push_back(id);
-        self.segment.inputs.clear();
-        self.segment.inputs.push(id);
         if id != tokenizer.special.eos {
             return None;
         }
@@ -418,6 +502,22 @@ impl<B: Backend> Session<B> {
     /// The stream being worked on.
     pub(super) fn stream(&self) -> &B::Stream {
         &self.segment.stream
+    }
+
+    /// The same, to change it, and the position it is at between calls.
+    pub(super) fn stream_and_position(&mut self) -> (&mut B::Stream, u64) {
+        (&mut self.segment.stream, self.segment.n_decoded as u64)
+    }
+
+    /// Whether all audio pushed so far leaves room for more: what is pushed beyond this waits in memory.
+    pub fn wants_samples(&self) -> bool {
+        !self.finished && self.n_pushed - self.segment.fed_to() < MAX_SLICE.max(self.interval) as u64
+    }
+
+    /// The guesses that the next drafts are taken from.
+    #[cfg(test)]
+    pub(super) fn guesses(&mut self) -> &mut Vec<u32> {
+        &mut self.segment.guesses
     }
 
     fn end(&mut self) {

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::audio::mel::MelStream;
-use crate::backend::Span;
 use crate::backend::fake::Fake;
+use crate::backend::{MAX_REWIND, Span};
 use crate::model::params::SAMPLES_PER_TOKEN;
 
 const EOS: u32 = 2;
@@ -15,11 +15,7 @@ const EOS: u32 = 2;
 fn engine(eos_in: u64) -> Engine<Fake> {
     let tokenizer = Tokenizer::parse(include_bytes!("../../samples/tiny-model/tekken.json"), 2816).unwrap();
     let params = Params::parse(include_bytes!("../../samples/tiny-model/params.json")).unwrap();
-    Engine::new(
-        Fake { n_mels: params.n_mels, eos_in, lost_at: Vec::new(), n_passes: 0, n_calls: 0 },
-        tokenizer,
-        &params,
-    )
+    Engine::new(Fake::new(params.n_mels, eos_in), tokenizer, &params)
 }
 
 fn noise(n: usize, seed: u32) -> Vec<f32> {
@@ -179,6 +175,148 @@ proptest! {
         }
         for (.., alone, got) in sessions {
             prop_assert_eq!(alone, got);
+        }
+    }
+}
+
+/// A source of drafts: the model's own guesses, wrong ones, what the model will say, or a mixture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Drafter {
+    Jacobi,
+    Wrong,
+    Right,
+    Mixed,
+}
+
+impl Drafter {
+    /// Guesses for what a session says next, where `coming` is what it will say.
+    fn guess(self, own: &mut Vec<u32>, coming: &[u32], seed: u64) {
+        match self {
+            Self::Jacobi => {}
+            Self::Wrong => *own = vec![7; MAX_REWIND],
+            Self::Right => *own = coming.iter().copied().take(MAX_REWIND).collect(),
+            Self::Mixed => {
+                let right = |(i, &id): (usize, &u32)| if (seed >> (i % 61)) % 3 == 0 { 7 } else { id };
+                *own = coming.iter().take(MAX_REWIND).enumerate().map(right).collect();
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn drafts_never_change_what_is_said(
+        streams in prop::collection::vec(
+            (
+                0usize..50_000,
+                1usize..12_000,
+                80u64..3000,
+                0usize..30,
+                prop::sample::select(vec![Drafter::Jacobi, Drafter::Wrong, Drafter::Right, Drafter::Mixed]),
+            ),
+            1..6,
+        ),
+        schedule in prop::collection::vec((0usize..MAX_REWIND, any::<u64>()), 1..40),
+        eos_in in prop::sample::select(vec![10u64, 60, u64::MAX]),
+    ) {
+        let mut alone = engine(eos_in);
+        alone.set_draft(Draft::Fixed(0));
+        let mut engine = engine(eos_in);
+        let mut waiting = Vec::new();
+        for (i, &(n, portion, interval_ms, arrival, drafter)) in streams.iter().enumerate() {
+            let options = options(interval_ms, [80, 480, 2400][i % 3]);
+            let samples = noise(n, i as u32);
+            let expected = transcribe(&mut alone, &samples, &options);
+            waiting.push((arrival, options, samples, portion, drafter, expected));
+        }
+        let mut open = Vec::new();
+        for turn in 0.. {
+            for (arrival, options, samples, portion, drafter, expected) in &waiting {
+                if *arrival == turn {
+                    let session = engine.open(options).unwrap();
+                    open.push((session, samples, *portion, 0, *drafter, expected, Vec::new(), String::new()));
+                }
+            }
+            let &(n_drafts, seed) = &schedule[turn % schedule.len()];
+            engine.set_draft(if seed % 8 == 0 { Draft::Auto } else { Draft::Fixed(n_drafts) });
+            for (session, samples, portion, at, drafter, expected, tokens, _) in &mut open {
+                let end = (*at + *portion).min(samples.len());
+                session.push(&samples[*at..end]).unwrap_or_default();
+                *at = end;
+                if end == samples.len() {
+                    session.finish();
+                }
+                drafter.guess(session.guesses(), &expected.0[tokens.len()..], seed);
+            }
+            let mut sessions: Vec<_> = open.iter_mut().map(|(session, ..)| session).collect();
+            engine.step(&mut sessions).unwrap();
+            for (session, .., tokens, text) in &mut open {
+                drain(session, tokens, text);
+            }
+            if turn > 30 && open.iter().all(|(session, ..)| session.is_ended()) {
+                break;
+            }
+        }
+        for (_, _, _, _, _, expected, tokens, text) in open {
+            prop_assert_eq!((&tokens, &text), (&expected.0, &expected.1));
+        }
+    }
+}
+
+#[test]
+fn right_drafts_save_passes_and_wrong_ones_cost_none() {
+    let samples = noise(160_000, 9);
+    let mut expected = Vec::new();
+    let mut passes = |drafter: Drafter, n_drafts: usize| {
+        let mut engine = engine(u64::MAX);
+        engine.set_draft(Draft::Fixed(n_drafts));
+        let mut session = engine.open(&SessionOptions::default()).unwrap();
+        session.push(&samples).unwrap();
+        session.finish();
+        let (mut tokens, mut text): (Vec<u32>, String) = Default::default();
+        while !session.is_ended() {
+            drafter.guess(session.guesses(), expected.get(tokens.len()..).unwrap_or_default(), 0);
+            engine.step(&mut [&mut session]).unwrap();
+            drain(&mut session, &mut tokens, &mut text);
+        }
+        if expected.is_empty() {
+            expected = tokens;
+        } else {
+            assert_eq!(tokens, expected);
+        }
+        let stats = engine.stats();
+        assert!(stats.n_right <= stats.n_drafts && stats.n_tokens == expected.len() as u64);
+        stats.n_passes
+    };
+    let sequential = passes(Drafter::Jacobi, 0);
+    assert_eq!(sequential, 135);
+    assert_eq!(passes(Drafter::Wrong, 15), sequential);
+    // at least one pass for each encoder call, each 16 tokens
+    assert!((9..=13).contains(&passes(Drafter::Right, 15)));
+    assert!((3..=6).contains(&passes(Drafter::Right, 63)));
+}
+
+#[test]
+fn a_failed_call_can_be_repeated() {
+    for failing in 1..40 {
+        let mut engine = engine(40);
+        let samples = noise(60_000, 4);
+        let expected = transcribe(&mut engine, &samples, &SessionOptions::default());
+        engine.backend.fails_at = vec![engine.backend.n_calls + failing];
+        let mut sessions = [0, 1].map(|_| engine.open(&SessionOptions::default()).unwrap());
+        for session in &mut sessions {
+            session.push(&samples).unwrap();
+            session.finish();
+        }
+        let [a, b] = &mut sessions;
+        assert!(engine.advance(&mut [a, b]).is_err(), "call {failing}");
+        for session in &mut sessions {
+            engine.advance(&mut [session]).unwrap();
+            let (mut tokens, mut text) = Default::default();
+            drain(session, &mut tokens, &mut text);
+            assert_eq!((tokens, text), expected, "call {failing}");
         }
     }
 }

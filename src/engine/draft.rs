@@ -1,0 +1,214 @@
+//! How many tokens of each stream to guess ahead.
+//!
+//! Drafts are the model's own answers to earlier drafts (Jacobi iteration) and are checked by the pass that is made
+//! anyway, so they never change what is said; they are worth their rows where a pass of more rows costs little more. Both
+//! sides are measured while running: [`PassCosts`] learns what a pass costs by its rows, [`Acceptance`] how often the
+//! drafts of a stream are right. Then [`allot`] gives rows to streams as long as the pass gets more tokens a second.
+
+use std::time::Duration;
+
+use super::session::DueSpan;
+use crate::backend::MAX_REWIND;
+
+/// How far ahead tokens are guessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Draft {
+    /// As far as is worth it by what was measured so far.
+    #[default]
+    Auto,
+    /// So many for every stream, where its audio reaches; 0 is one token at a time. At most `MAX_REWIND - 1`.
+    Fixed(usize),
+}
+
+/// Rows that all backends do in one go.
+const MAX_ROWS: usize = MAX_REWIND;
+/// Numbers of drafts that are considered, and how many of them are right in the usual case: Jacobi iteration on English
+/// speech, several speakers, interpolated. Falling in profit from row to row.
+const LEVELS: [(usize, f64); 9] =
+    [(1, 0.55), (3, 1.35), (7, 2.65), (11, 3.85), (15, 5.0), (23, 6.5), (31, 7.7), (47, 8.8), (63, 9.6)];
+
+/// The usual number of right ones among so many drafts.
+fn usually_right(n_drafts: usize) -> f64 {
+    let i = LEVELS.partition_point(|&(n, _)| n <= n_drafts);
+    let (n0, right0) = if i == 0 { (0, 0.0) } else { LEVELS[i - 1] };
+    let Some(&(n1, right1)) = LEVELS.get(i) else { return right0 };
+    right0 + (right1 - right0) * (n_drafts - n0) as f64 / (n1 - n0) as f64
+}
+
+/// How good the drafts of a stream are: the part of the usual number of them that is right.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Acceptance(f64);
+
+impl Default for Acceptance {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl Acceptance {
+    /// What a pass has shown. Without drafts the unknown draws back to the usual, so that they are tried again.
+    pub fn record(&mut self, n_drafts: usize, n_right: usize) {
+        if n_drafts == 0 {
+            self.0 += 0.02 * (1.0 - self.0);
+        } else {
+            let weight = (n_drafts as f64 / 40.0).clamp(0.05, 0.25);
+            self.0 += weight * ((n_right as f64 / usually_right(n_drafts)).min(3.0) - self.0);
+        }
+    }
+}
+
+/// Rows up to which measurements are put together.
+const BUCKETS: [usize; 11] = [1, 2, 3, 4, 8, 12, 16, 24, 32, 48, MAX_ROWS];
+/// Passes after which a measurement is too old to be believed.
+const MEMORY: u64 = 512;
+
+/// What a pass costs by its rows, in seconds.
+#[derive(Debug, Clone, Default)]
+pub struct PassCosts {
+    /// Time and when it was measured, by [`BUCKETS`].
+    times: [Option<(f64, u64)>; BUCKETS.len()],
+    n_passes: u64,
+}
+
+impl PassCosts {
+    /// Learns from a pass. More rows than a backend does in one go say nothing.
+    pub fn record(&mut self, n_rows: usize, time: Duration) {
+        self.n_passes += 1;
+        let Some(bucket) = BUCKETS.iter().position(|&most| n_rows <= most) else { return };
+        let time = time.as_secs_f64();
+        // faster is nearer the truth: what slows a pass down comes from outside, or is a first time
+        let known = self.times[bucket].map_or(time, |(old, _)| old + (time - old) * if time < old { 0.5 } else { 0.1 });
+        self.times[bucket] = Some((known, self.n_passes));
+    }
+
+    /// What a pass of so many rows may cost. Where nothing is known it is what speaks for trying: in proportion to
+    /// the rows below the known, no more above.
+    pub fn estimate(&self, n_rows: usize) -> f64 {
+        let mut below = None;
+        for (rows, time) in BUCKETS.iter().zip(self.times) {
+            let Some((time, _)) = time.filter(|(_, at)| self.n_passes - at <= MEMORY) else { continue };
+            let (x, at) = (n_rows as f64, *rows as f64);
+            if *rows >= n_rows {
+                return match below {
+                    None => time * x / at,
+                    Some((from, low)) => low + (time - low) * (x - from) / (at - from),
+                };
+            }
+            below = Some((at, time));
+        }
+        below.map_or(1.0, |(_, time)| time)
+    }
+}
+
+/// Drafts for each of these spans, in one pass.
+pub fn allot(draft: Draft, costs: &PassCosts, spans: &[(DueSpan, Acceptance)]) -> Vec<usize> {
+    let n_certain: usize = spans.iter().map(|(span, _)| span.n_certain).sum();
+    let room = MAX_ROWS.saturating_sub(n_certain);
+    match draft {
+        Draft::Fixed(n) => spans.iter().map(|(span, _)| n.min(span.max_drafts)).collect(),
+        Draft::Auto => {
+            // steps from level to level, the most profitable rows first; within a stream they come in order
+            let mut steps = Vec::new();
+            for (i, (span, acceptance)) in spans.iter().enumerate() {
+                let mut before = 0;
+                for (level, _) in LEVELS {
+                    let level = level.min(span.max_drafts);
+                    if level > before {
+                        let gain = acceptance.0 * (usually_right(level) - usually_right(before));
+                        steps.push((gain / (level - before) as f64, i, level, level - before, gain));
+                    }
+                    before = level;
+                }
+            }
+            steps.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.2.cmp(&b.2)).then(a.1.cmp(&b.1)));
+            let (mut n_rows, mut tokens) = (n_certain, spans.len() as f64);
+            let mut best = (tokens / costs.estimate(n_rows), 0);
+            for (k, &(_, _, _, rows, gain)) in steps.iter().enumerate() {
+                if n_rows + rows > n_certain + room {
+                    break;
+                }
+                n_rows += rows;
+                tokens += gain;
+                let speed = tokens / costs.estimate(n_rows);
+                if speed > best.0 {
+                    best = (speed, k + 1);
+                }
+            }
+            let mut n_drafts = vec![0; spans.len()];
+            for &(_, i, level, ..) in &steps[..best.1] {
+                n_drafts[i] = level;
+            }
+            n_drafts
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(max_drafts: usize) -> (DueSpan, Acceptance) {
+        (DueSpan { n_certain: 1, max_drafts }, Acceptance::default())
+    }
+
+    /// A machine where a pass costs `fixed + per_row * rows`, after a while.
+    fn settle(fixed: f64, per_row: f64, spans: &[(DueSpan, Acceptance)]) -> Vec<usize> {
+        let mut costs = PassCosts::default();
+        let mut n_drafts = Vec::new();
+        for _ in 0..100 {
+            n_drafts = allot(Draft::Auto, &costs, spans);
+            let rows: usize =
+                spans.iter().map(|(span, _)| span.n_certain).sum::<usize>() + n_drafts.iter().sum::<usize>();
+            assert!(rows <= MAX_ROWS.max(spans.len()));
+            costs.record(rows, Duration::from_secs_f64(fixed + per_row * rows as f64));
+        }
+        n_drafts
+    }
+
+    #[test]
+    fn cheap_rows_are_used_and_dear_ones_are_not() {
+        assert!(settle(2e-3, 1e-6, &[span(63)])[0] >= 47);
+        assert!((7..=23).contains(&settle(0.15, 0.015, &[span(63)])[0]));
+        assert_eq!(settle(1e-3, 1.0, &[span(63)])[0], 0);
+        assert!(settle(2e-3, 1e-6, &[span(5)])[0] == 5);
+    }
+
+    #[test]
+    fn streams_share_rows_by_what_they_make_of_them() {
+        let shared = settle(2e-3, 1e-6, &[span(63), span(63), span(63), span(63)]);
+        assert!(shared.iter().all(|&n| (11..=15).contains(&n)), "{shared:?}");
+        let mut bad = span(63);
+        (0..100).for_each(|_| bad.1.record(15, 0));
+        let shared = settle(2e-3, 1e-6, &[bad, span(63)]);
+        assert!(shared[0] < shared[1] && shared[1] >= 31, "{shared:?}");
+        assert!(settle(2e-3, 1e-6, &[span(63); 64]).iter().all(|&n| n == 0));
+        assert!(settle(2e-3, 1e-6, &[span(63); 100]).iter().all(|&n| n == 0));
+    }
+
+    #[test]
+    fn bad_drafts_are_given_up_and_tried_again() {
+        let mut acceptance = Acceptance::default();
+        (0..50).for_each(|_| acceptance.record(7, 0));
+        let costs = |fixed: f64| {
+            let mut costs = PassCosts::default();
+            for rows in BUCKETS {
+                costs.record(rows, Duration::from_secs_f64(fixed + 0.01 * rows as f64));
+            }
+            costs
+        };
+        let wanted = |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)])[0];
+        assert_eq!(wanted(acceptance), 0);
+        (0..50).for_each(|_| acceptance.record(0, 0));
+        assert!(wanted(acceptance) > 0);
+    }
+
+    #[test]
+    fn old_measurements_are_forgotten() {
+        let mut costs = PassCosts::default();
+        costs.record(16, Duration::from_secs(9));
+        for _ in 0..=MEMORY {
+            costs.record(1, Duration::from_millis(1));
+        }
+        assert_eq!(costs.estimate(16), 1e-3);
+    }
+}
