@@ -12,6 +12,7 @@ pub mod output;
 
 pub use engine::{
     Alternative, Draft, Engine, Event, Gap, GapGuard, LevelFeed, SecondLook, Session, SessionOptions, Stats, Token, TokenKind,
+    scheduler,
 };
 pub use error::{Error, Result};
 pub use model::{Delay, Model};

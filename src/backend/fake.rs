@@ -5,6 +5,7 @@
 //! characters.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use super::{Backend, BackendOptions, EncodeChunk, Prediction, Span, TraceSink};
 use crate::model::params::FRAMES_PER_TOKEN;
@@ -18,6 +19,9 @@ pub(crate) struct Fake {
     pub eos_in: u64,
     pub lost_at: Vec<u64>,
     pub fails_at: Vec<u64>,
+    /// Streams that there is memory for.
+    pub max_streams: usize,
+    streams: Arc<()>,
     /// Calls of `decode` so far, and of `encode` and `decode`.
     pub n_passes: usize,
     pub n_calls: u64,
@@ -29,6 +33,7 @@ pub(crate) struct FakeStream {
     states: Vec<u64>,
     delay: Delay,
     lost: bool,
+    _counted: Arc<()>,
 }
 
 fn hash(value: impl Hash) -> u64 {
@@ -45,7 +50,11 @@ impl Backend for Fake {
     }
 
     fn open(&mut self, delay: Delay) -> Result<FakeStream> {
-        Ok(FakeStream { embeddings: Vec::new(), states: Vec::new(), delay, lost: false })
+        if Arc::strong_count(&self.streams) > self.max_streams {
+            return Err(Error::Backend("no memory".into()));
+        }
+        let _counted = self.streams.clone();
+        Ok(FakeStream { embeddings: Vec::new(), states: Vec::new(), delay, lost: false, _counted })
     }
 
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, FakeStream>]) -> Result<()> {
@@ -108,7 +117,16 @@ impl Backend for Fake {
 
 impl Fake {
     pub fn new(n_mels: usize, eos_in: u64) -> Self {
-        Self { n_mels, eos_in, lost_at: Vec::new(), fails_at: Vec::new(), n_passes: 0, n_calls: 0 }
+        Self {
+            n_mels,
+            eos_in,
+            lost_at: Vec::new(),
+            fails_at: Vec::new(),
+            max_streams: usize::MAX,
+            streams: Arc::new(()),
+            n_passes: 0,
+            n_calls: 0,
+        }
     }
 
     fn fail(&self) -> Result<()> {

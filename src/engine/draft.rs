@@ -21,7 +21,11 @@ pub enum Draft {
 }
 
 /// Rows that all backends do in one go.
-const MAX_ROWS: usize = MAX_REWIND;
+pub const MAX_ROWS: usize = MAX_REWIND;
+/// Rows of a pass that is to be short.
+pub const HURRIED_ROWS: usize = 16;
+/// Rows that prompts get even where steps alone fill a pass.
+const PROMPT_ROWS: usize = 8;
 /// Numbers of drafts that are considered, and how many of them are right in the usual case: Jacobi iteration on English
 /// speech, several speakers, interpolated. Falling in profit from row to row.
 const LEVELS: [(usize, f64); 9] =
@@ -100,10 +104,43 @@ impl PassCosts {
     }
 }
 
-/// Drafts for each of these spans, in one pass.
-pub fn allot(draft: Draft, costs: &PassCosts, spans: &[(DueSpan, Acceptance)]) -> Vec<usize> {
-    let n_certain: usize = spans.iter().map(|(span, _)| span.n_certain).sum();
-    let room = MAX_ROWS.saturating_sub(n_certain);
+/// Rows of a span in the next pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Inputs that are certain: all of them, or as much of a prompt as there is room for.
+    pub n_certain: usize,
+    pub n_drafts: usize,
+}
+
+/// Rows for each of these spans, in one pass of at most `max_rows`, or more where there are more steps. Steps come first, then prompts, cut to what is left but for a few rows, then
+/// drafts.
+pub fn allot(draft: Draft, costs: &PassCosts, spans: &[(DueSpan, Acceptance)], max_rows: usize) -> Vec<Share> {
+    let n_steps = spans.iter().filter(|(span, _)| span.n_certain == 1).count();
+    let mut room = max_rows.saturating_sub(n_steps).max(PROMPT_ROWS);
+    let mut spans = spans.to_vec();
+    let mut shares = Vec::with_capacity(spans.len());
+    for (span, _) in &mut spans {
+        let n_certain = if span.n_certain == 1 { 1 } else { span.n_certain.min(room) };
+        room -= if span.n_certain == 1 { 0 } else { n_certain };
+        if n_certain < span.n_certain {
+            span.max_drafts = 0;
+        }
+        shares.push(Share { n_certain, n_drafts: 0 });
+    }
+    let n_certain: usize = shares.iter().map(|share| share.n_certain).sum();
+    let n_drafts = drafts(draft, costs, &spans, n_certain, max_rows.saturating_sub(n_certain));
+    shares.iter_mut().zip(n_drafts).for_each(|(share, n)| share.n_drafts = n);
+    shares
+}
+
+/// Drafts for each of these spans, beside so many certain rows and in the room beyond them.
+fn drafts(
+    draft: Draft,
+    costs: &PassCosts,
+    spans: &[(DueSpan, Acceptance)],
+    n_certain: usize,
+    room: usize,
+) -> Vec<usize> {
     match draft {
         Draft::Fixed(n) => spans.iter().map(|(span, _)| n.min(span.max_drafts)).collect(),
         Draft::Auto => {
@@ -156,7 +193,7 @@ mod tests {
         let mut costs = PassCosts::default();
         let mut n_drafts = Vec::new();
         for _ in 0..100 {
-            n_drafts = allot(Draft::Auto, &costs, spans);
+            n_drafts = allot(Draft::Auto, &costs, spans, MAX_ROWS).iter().map(|share| share.n_drafts).collect();
             let rows: usize =
                 spans.iter().map(|(span, _)| span.n_certain).sum::<usize>() + n_drafts.iter().sum::<usize>();
             assert!(rows <= MAX_ROWS.max(spans.len()));
@@ -186,6 +223,20 @@ mod tests {
     }
 
     #[test]
+    fn prompts_take_the_room_beside_steps() {
+        let prompt = (DueSpan { n_certain: 39, max_drafts: 20 }, Acceptance::default());
+        let rows = |spans: &[_]| {
+            let shares = allot(Draft::Fixed(3), &PassCosts::default(), spans, MAX_ROWS);
+            shares.into_iter().map(|share| (share.n_certain, share.n_drafts)).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&[span(2), prompt]), [(1, 2), (39, 3)]);
+        assert_eq!(rows(&[prompt, prompt, prompt, span(0)]), [(39, 3), (24, 0), (0, 0), (1, 0)]);
+        let mut full = vec![span(0); 70];
+        full.push(prompt);
+        assert_eq!(rows(&full)[70], (8, 0));
+    }
+
+    #[test]
     fn bad_drafts_are_given_up_and_tried_again() {
         let mut acceptance = Acceptance::default();
         (0..50).for_each(|_| acceptance.record(7, 0));
@@ -196,7 +247,7 @@ mod tests {
             }
             costs
         };
-        let wanted = |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)])[0];
+        let wanted = |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)], MAX_ROWS)[0].n_drafts;
         assert_eq!(wanted(acceptance), 0);
         (0..50).for_each(|_| acceptance.record(0, 0));
         assert!(wanted(acceptance) > 0);

@@ -27,6 +27,7 @@
 
 mod draft;
 mod guard;
+pub mod scheduler;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use draft::Draft;
-use draft::{PassCosts, allot};
+use draft::{HURRIED_ROWS, MAX_ROWS, PassCosts, allot};
 pub use guard::{Gap, GapGuard, LevelFeed, SecondLook};
 pub use session::{Alternative, Event, Session, SessionOptions, Token, TokenKind};
 use session::{Segment, Shared};
@@ -66,6 +67,27 @@ pub struct Stats {
     pub prefill: Duration,
 }
 
+impl std::ops::Add for Stats {
+    type Output = Self;
+
+    /// What two engines have done.
+    fn add(self, other: Self) -> Self {
+        Self {
+            n_frames: self.n_frames + other.n_frames,
+            n_embeddings: self.n_embeddings + other.n_embeddings,
+            encoder: self.encoder + other.encoder,
+            n_tokens: self.n_tokens + other.n_tokens,
+            n_text_tokens: self.n_text_tokens + other.n_text_tokens,
+            n_passes: self.n_passes + other.n_passes,
+            decoder: self.decoder + other.decoder,
+            n_drafts: self.n_drafts + other.n_drafts,
+            n_right: self.n_right + other.n_right,
+            n_prefills: self.n_prefills + other.n_prefills,
+            prefill: self.prefill + other.prefill,
+        }
+    }
+}
+
 impl std::ops::Sub for Stats {
     type Output = Self;
 
@@ -94,6 +116,7 @@ pub struct Engine<B: Backend> {
     stats: Stats,
     draft: Draft,
     costs: PassCosts,
+    hurried: bool,
 }
 
 impl<B: Backend> Engine<B> {
@@ -108,12 +131,17 @@ impl<B: Backend> Engine<B> {
         let filters = Arc::new(MelFilters::new(params.n_mels, params.log_mel_max));
         let shared = Arc::new(Shared { tokenizer, filters });
         let (stats, draft, costs) = (Stats::default(), Draft::default(), PassCosts::default());
-        Self { backend, shared, stats, draft, costs }
+        Self { backend, shared, stats, draft, costs, hurried: false }
     }
 
     /// How far ahead tokens are guessed from now on. Never changes what is said.
     pub fn set_draft(&mut self, draft: Draft) {
         self.draft = draft;
+    }
+
+    /// Whether passes are to stay short from now on, because somebody waits for the next.
+    pub fn set_hurried(&mut self, hurried: bool) {
+        self.hurried = hurried;
     }
 
     /// The delay of sessions that don't ask for one.
@@ -158,17 +186,30 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// As for [`advance`](Self::advance).
     pub fn step(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
+        let restarted = self.restart(sessions)?;
         let encoded = self.encode(sessions)?;
         self.recover(sessions)?;
         let decoded = self.decode(sessions)?;
         self.recover(sessions)?;
-        Ok(encoded || decoded)
+        Ok(restarted || encoded || decoded)
+    }
+
+    /// Gives those sessions a clean segment whose last one ended with audio left; whether there were any.
+    fn restart(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
+        let mut any = false;
+        for session in sessions.iter_mut() {
+            if let Some(start) = session.due_restart() {
+                session.restart(self.segment(start, session.delay())?);
+                any = true;
+            }
+        }
+        Ok(any)
     }
 
     /// Gives those sessions a new stream whose own was lost with its device.
     fn recover(&mut self, sessions: &mut [&mut Session<B>]) -> Result<()> {
         for session in sessions.iter_mut().filter(|s| !s.is_ended()) {
-            if !self.backend.is_lost(session.stream()) {
+            if !session.stream().is_some_and(|stream| self.backend.is_lost(stream)) {
                 continue;
             }
             let (start, said) = session.replay_point();
@@ -202,15 +243,17 @@ impl<B: Backend> Engine<B> {
 
     /// One decoder pass with the next span of each session that has one; whether there was any.
     fn decode(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
-        let mut due: Vec<_> =
+        let due: Vec<_> =
             sessions.iter_mut().filter_map(|session| Some((session.due_span()?, &mut **session))).collect();
         if due.is_empty() {
             return Ok(false);
         }
         let spans: Vec<_> = due.iter().map(|(span, session)| (*span, session.acceptance)).collect();
-        let n_drafts = allot(self.draft, &self.costs, &spans);
-        let mut batch: Vec<_> =
-            due.iter_mut().zip(&n_drafts).map(|((_, session), &n_drafts)| session.span(n_drafts)).collect();
+        let shares = allot(self.draft, &self.costs, &spans, if self.hurried { HURRIED_ROWS } else { MAX_ROWS });
+        // prompts that found no room wait
+        let (mut due, shares): (Vec<_>, Vec<_>) =
+            due.into_iter().zip(shares).filter(|(_, share)| share.n_certain > 0).unzip();
+        let mut batch: Vec<_> = due.iter_mut().zip(shares).map(|((_, session), share)| session.span(share)).collect();
         let n_rows: usize = batch.iter().map(|span| span.inputs.len()).sum();
         let start = Instant::now();
         let decoded = self.backend.decode(&mut batch);
@@ -219,8 +262,9 @@ impl<B: Backend> Engine<B> {
         if let Err(error) = decoded {
             // those that got through before the failure are to do it again
             for (_, session) in due {
-                let (stream, position) = session.stream_and_position();
-                self.backend.rewind(stream, position);
+                if let Some((stream, position)) = session.stream_and_position() {
+                    self.backend.rewind(stream, position);
+                }
             }
             return Err(error);
         }
@@ -238,10 +282,10 @@ impl<B: Backend> Engine<B> {
             self.stats.n_text_tokens += confirmed.n_text_tokens;
             self.stats.n_drafts += confirmed.n_drafts as u64;
             self.stats.n_right += confirmed.n_right as u64;
-            if let Some(start) = confirmed.restart {
-                session.restart(self.segment(start, session.delay())?);
-            } else if let Some(position) = confirmed.rewind {
-                self.backend.rewind(session.stream_and_position().0, position);
+            if confirmed.n_right < confirmed.n_drafts
+                && let Some((stream, position)) = session.stream_and_position()
+            {
+                self.backend.rewind(stream, position);
             }
         }
         Ok(true)

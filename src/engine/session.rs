@@ -15,7 +15,7 @@ use crate::model::params::{FRAMES_PER_TOKEN, SAMPLES_PER_TOKEN};
 use crate::model::{Delay, Tokenizer, Utf8Joiner};
 use crate::{Error, Result};
 
-use super::draft::Acceptance;
+use super::draft::{Acceptance, Share};
 
 /// Silence behind the audio, in tokens, besides the delay: the official `+ 1 + 10`.
 const RIGHT_PAD: usize = 11;
@@ -121,7 +121,8 @@ pub(super) struct Shared {
 
 /// A run of the model from clean state.
 pub(super) struct Segment<S> {
-    stream: S,
+    /// Absent once the segment has ended with audio left, so that the next may have its memory.
+    stream: Option<S>,
     mel: MelStream,
     /// Index of its first sample in the session.
     start: u64,
@@ -137,6 +138,8 @@ pub(super) struct Segment<S> {
     inputs: Vec<u32>,
     /// How many of these are no drafts.
     n_certain: usize,
+    /// How many make the span under way.
+    n_span: usize,
     /// What the model may say after them, as far as it was asked: its own answers behind a wrong draft.
     guesses: Vec<u32>,
     /// Audio embeddings made, and those the decoder has used.
@@ -156,7 +159,7 @@ impl<S> Segment<S> {
         inputs.extend(said);
         let n_certain = inputs.len();
         Self {
-            stream,
+            stream: Some(stream),
             mel: MelStream::new(shared.filters.clone(), left_pad * SAMPLES_PER_TOKEN),
             start,
             n_fed: 0,
@@ -165,6 +168,7 @@ impl<S> Segment<S> {
             log_mel: Vec::new(),
             inputs,
             n_certain,
+            n_span: 0,
             guesses: Vec::new(),
             n_encoded: 0,
             n_decoded: 0,
@@ -212,6 +216,10 @@ pub struct Session<B: Backend> {
     ended: bool,
     text: Utf8Joiner,
     events: VecDeque<Event>,
+    /// The sample to start again from: the model said EOS with audio left.
+    due_restart: Option<u64>,
+    /// Take no more at once than an interval's worth.
+    short_slices: bool,
     pub(super) acceptance: Acceptance,
 }
 
@@ -231,10 +239,6 @@ pub(super) struct Confirmed {
     pub n_right: usize,
     pub n_tokens: u64,
     pub n_text_tokens: u64,
-    /// The sample to start again from, if the model said EOS with audio left.
-    pub restart: Option<u64>,
-    /// The position to rewind the stream to.
-    pub rewind: Option<u64>,
 }
 
 impl<B: Backend> Session<B> {
@@ -263,6 +267,8 @@ impl<B: Backend> Session<B> {
             ended: false,
             text: Utf8Joiner::default(),
             events: VecDeque::new(),
+            due_restart: None,
+            short_slices: false,
             acceptance: Acceptance::default(),
         })
     }
@@ -320,7 +326,7 @@ impl<B: Backend> Session<B> {
     /// The stream and the frames to encode now; none while there is enough to decode or audio to wait for. The same until
     /// [`encoded`](Self::encoded).
     pub(super) fn due_frames(&mut self) -> Option<(&mut B::Stream, &[f32])> {
-        if self.ended || self.segment.n_ahead() >= Some(LOOKAHEAD) {
+        if self.ended || self.due_restart.is_some() || self.segment.n_ahead() >= Some(LOOKAHEAD) {
             return None;
         }
         if self.finished && self.n_pushed == 0 {
@@ -335,7 +341,7 @@ impl<B: Backend> Session<B> {
                 return None;
             }
         }
-        Some((&mut self.segment.stream, &self.segment.log_mel))
+        Some((self.segment.stream.as_mut()?, &self.segment.log_mel))
     }
 
     /// Notes that the due frames were encoded.
@@ -350,7 +356,8 @@ impl<B: Backend> Session<B> {
         let pending = (self.n_pushed - segment.fed_to()) as usize;
         let due = self.finished || pending >= self.interval || segment.fed_to() < self.flush_to;
         if pending > 0 && due {
-            segment.slice = (2 * segment.slice).min(MAX_SLICE).max(self.interval).max(SAMPLES_PER_TOKEN);
+            let longest = if self.short_slices { 0 } else { MAX_SLICE };
+            segment.slice = (2 * segment.slice).min(longest).max(self.interval).max(SAMPLES_PER_TOKEN);
             let n = pending.min(segment.slice);
             let first = (segment.fed_to() - self.samples_start) as usize;
             let (front, back) = self.samples.as_slices();
@@ -381,7 +388,7 @@ impl<B: Backend> Session<B> {
 
     /// What could be decoded next, if its audio is encoded.
     pub(super) fn due_span(&mut self) -> Option<DueSpan> {
-        if self.ended {
+        if self.ended || self.due_restart.is_some() {
             return None;
         }
         let segment = &self.segment;
@@ -394,17 +401,19 @@ impl<B: Backend> Session<B> {
         Some(DueSpan { n_certain: segment.n_certain, max_drafts: n_ahead.min(MAX_REWIND - 1) })
     }
 
-    /// That span, with so many drafts: the model's own guesses, and blanks beyond them.
-    pub(super) fn span(&mut self, n_drafts: usize) -> Span<'_, B::Stream> {
+    /// That span, or the first inputs of a prompt. Drafts are the model's own guesses, and blanks beyond them.
+    pub(super) fn span(&mut self, share: Share) -> Span<'_, B::Stream> {
         let segment = &mut self.segment;
-        let n = segment.n_certain;
+        let (n, n_drafts) = (segment.n_certain, share.n_drafts);
+        let whole = share.n_certain == n;
+        segment.n_span = if whole { n + n_drafts } else { share.n_certain };
         segment.inputs.truncate(n);
         segment.inputs.extend(segment.guesses.iter().take(n_drafts));
         segment.inputs.resize(n + n_drafts, self.shared.tokenizer.special.streaming_pad);
         Span {
-            stream: &mut segment.stream,
-            inputs: &segment.inputs,
-            predict_from: n - 1,
+            stream: segment.stream.as_mut().expect("due for a span"),
+            inputs: &segment.inputs[..segment.n_span],
+            predict_from: if whole { n - 1 } else { segment.n_span },
             n_top: self.n_top,
             predictions: Vec::with_capacity(1 + n_drafts),
         }
@@ -414,6 +423,12 @@ impl<B: Backend> Session<B> {
     /// are its next guesses. None at all came if the stream was lost.
     pub(super) fn confirm(&mut self, predictions: Vec<Prediction>) -> Confirmed {
         let segment = &mut self.segment;
+        if segment.n_span < segment.n_certain {
+            segment.inputs.drain(..segment.n_span);
+            segment.n_certain -= segment.n_span;
+            segment.n_decoded += segment.n_span;
+            return Confirmed::default();
+        }
         let drafts = &segment.inputs[segment.n_certain..];
         let n_drafts = drafts.len();
         if predictions.len() != 1 + n_drafts {
@@ -427,13 +442,13 @@ impl<B: Backend> Session<B> {
         segment.inputs.clear();
         segment.inputs.push(predictions[n_right].id);
         segment.n_certain = 1;
-        let rewind = (n_right < n_drafts).then_some(segment.n_decoded as u64);
-        let mut confirmed = Confirmed { n_drafts, n_right, rewind, ..Confirmed::default() };
+        let mut confirmed = Confirmed { n_drafts, n_right, ..Confirmed::default() };
         for prediction in predictions.into_iter().take(1 + n_right) {
             confirmed.n_tokens += 1;
             confirmed.n_text_tokens += u64::from(self.shared.tokenizer.is_text(prediction.id));
-            confirmed.restart = self.accept(prediction);
-            if self.ended || confirmed.restart.is_some() {
+            self.due_restart = self.accept(prediction);
+            if self.ended || self.due_restart.is_some() {
+                self.segment.stream = None;
                 break;
             }
         }
@@ -480,9 +495,15 @@ impl<B: Backend> Session<B> {
         None
     }
 
+    /// The sample that a clean segment is to begin with, if the last one has ended.
+    pub(super) fn due_restart(&self) -> Option<u64> {
+        self.due_restart
+    }
+
     /// Goes on with a clean segment; what had been heard of its audio is worked on at once.
     pub(super) fn restart(&mut self, segment: Segment<B::Stream>) {
         self.flush_to = self.flush_to.max(self.segment.fed_to());
+        self.due_restart = None;
         self.events.push_back(Event::Restart { time_ms: to_ms(segment.start) });
         self.segment = segment;
     }
@@ -500,13 +521,25 @@ impl<B: Backend> Session<B> {
     }
 
     /// The stream being worked on.
-    pub(super) fn stream(&self) -> &B::Stream {
-        &self.segment.stream
+    pub(super) fn stream(&self) -> Option<&B::Stream> {
+        self.segment.stream.as_ref()
     }
 
     /// The same, to change it, and the position it is at between calls.
-    pub(super) fn stream_and_position(&mut self) -> (&mut B::Stream, u64) {
-        (&mut self.segment.stream, self.segment.n_decoded as u64)
+    pub(super) fn stream_and_position(&mut self) -> Option<(&mut B::Stream, u64)> {
+        Some((self.segment.stream.as_mut()?, self.segment.n_decoded as u64))
+    }
+
+    /// Whether no more audio than an interval's worth is to be worked on at once from now on.
+    pub(super) fn keep_slices_short(&mut self, short: bool) {
+        self.short_slices = short;
+    }
+
+    /// Drops samples that have not been worked on.
+    pub(super) fn forget_waiting(&mut self) {
+        let fed_to = self.segment.fed_to();
+        self.samples.truncate((fed_to - self.samples_start) as usize);
+        self.n_pushed = fed_to;
     }
 
     /// Whether all audio pushed so far leaves room for more: what is pushed beyond this waits in memory.

@@ -12,13 +12,13 @@ use crate::model::params::SAMPLES_PER_TOKEN;
 
 const EOS: u32 = 2;
 
-fn engine(eos_in: u64) -> Engine<Fake> {
+pub(super) fn engine(eos_in: u64) -> Engine<Fake> {
     let tokenizer = Tokenizer::parse(include_bytes!("../../samples/tiny-model/tekken.json"), 2816).unwrap();
     let params = Params::parse(include_bytes!("../../samples/tiny-model/params.json")).unwrap();
     Engine::new(Fake::new(params.n_mels, eos_in), tokenizer, &params)
 }
 
-fn noise(n: usize, seed: u32) -> Vec<f32> {
+pub(super) fn noise(n: usize, seed: u32) -> Vec<f32> {
     let hash = |i: u32| (i ^ seed).wrapping_mul(0x9E37_79B9).rotate_left(13).wrapping_mul(0x85EB_CA6B);
     (0..n as u32).map(|i| (hash(i) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
 }
@@ -76,12 +76,12 @@ fn drain(session: &mut Session<Fake>, tokens: &mut Vec<u32>, text: &mut String) 
     }
 }
 
-fn options(interval_ms: u64, delay_ms: u32) -> SessionOptions {
+pub(super) fn options(interval_ms: u64, delay_ms: u32) -> SessionOptions {
     let delay = Some(Delay::from_ms(f64::from(delay_ms)).unwrap());
     SessionOptions { delay, interval: Duration::from_millis(interval_ms), ..SessionOptions::default() }
 }
 
-fn transcribe(engine: &mut Engine<Fake>, samples: &[f32], options: &SessionOptions) -> (Vec<u32>, String) {
+pub(super) fn transcribe(engine: &mut Engine<Fake>, samples: &[f32], options: &SessionOptions) -> (Vec<u32>, String) {
     let mut session = engine.open(options).unwrap();
     session.push(samples).unwrap();
     session.finish();
