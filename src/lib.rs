@@ -11,8 +11,8 @@ pub mod model;
 pub mod output;
 
 pub use engine::{
-    Alternative, Draft, Engine, Event, Gap, GapGuard, LevelFeed, SecondLook, Session, SessionOptions, Stats, Token, TokenKind,
-    scheduler,
+    Alternative, Draft, Engine, Event, Gap, GapGuard, LevelFeed, SecondLook, Session, SessionOptions, Stats, Token,
+    TokenKind, scheduler,
 };
 pub use error::{Error, Result};
 pub use model::{Delay, Model};

@@ -125,21 +125,30 @@ impl<B: Backend> Track<B> {
         if self.heard.is_some() {
             return;
         }
-        let mut samples = Vec::new();
-        let more = if interrupted.load(Ordering::Relaxed) { Ok(false) } else { self.pcm.read(&mut samples, POLL) };
-        if let Some(feed) = &mut self.feed {
-            feed.samples(&samples);
+        let mut timeout = POLL;
+        loop {
+            let mut samples = Vec::new();
+            let more =
+                if interrupted.load(Ordering::Relaxed) { Ok(false) } else { self.pcm.read(&mut samples, timeout) };
+            if let Some(feed) = &mut self.feed {
+                feed.samples(&samples);
+            }
+            let pushed = self.session.push(&samples);
+            if self.pcm.take_pause() {
+                self.session.flush();
+            }
+            self.heard = match pushed.and(more) {
+                Ok(true) if samples.is_empty() || !self.session.wants_samples() => return,
+                // what is there already makes for longer calls and more drafts
+                Ok(true) => {
+                    timeout = Duration::ZERO;
+                    continue;
+                }
+                Ok(false) => Some(Ok(())),
+                Err(error) => Some(Err(error)),
+            };
+            return self.session.finish();
         }
-        let pushed = self.session.push(&samples);
-        if self.pcm.take_pause() {
-            self.session.flush();
-        }
-        self.heard = match pushed.and(more) {
-            Ok(true) => return,
-            Ok(false) => Some(Ok(())),
-            Err(error) => Some(Err(error)),
-        };
-        self.session.finish();
     }
 
     /// What is to be passed on of an event.

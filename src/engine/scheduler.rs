@@ -27,6 +27,9 @@ const UPDATES: usize = 1 << 14;
 /// Name of the threads that decode audio.
 pub const READER_THREAD: &str = "audio";
 
+/// Opens and decodes an input.
+pub type Read = Box<dyn FnOnce(&PcmSender) -> Result<()> + Send>;
+
 /// One input.
 pub struct Job {
     /// The client's name for it, in every update.
@@ -34,8 +37,8 @@ pub struct Job {
     pub options: SessionOptions,
     /// Somebody waits for every word: it goes before what isn't live, and is open beside the batch.
     pub live: bool,
-    /// Opens and decodes the input, on a thread of its own.
-    pub read: Box<dyn FnOnce(&PcmSender) -> Result<()> + Send>,
+    /// Called on a thread of its own.
+    pub read: Read,
 }
 
 /// What a job does.
@@ -577,6 +580,9 @@ mod tests {
     use super::*;
     use crate::backend::fake::Fake;
 
+    /// Ids and text by job.
+    type Said = HashMap<u64, (Vec<u32>, String)>;
+
     const LONG: Duration = Duration::from_secs(60);
 
     fn scheduler(engines: Vec<Engine<Fake>>, batch: usize) -> Scheduler {
@@ -596,8 +602,8 @@ mod tests {
     }
 
     /// What each job said, how it ended, and the order of the ends.
-    fn collect(scheduler: &Scheduler, n: usize) -> (HashMap<u64, (Vec<u32>, String)>, Vec<(u64, Outcome)>) {
-        let (mut said, mut ends) = (HashMap::<u64, (Vec<u32>, String)>::new(), Vec::new());
+    fn collect(scheduler: &Scheduler, n: usize) -> (Said, Vec<(u64, Outcome)>) {
+        let (mut said, mut ends) = (Said::new(), Vec::new());
         while ends.len() < n {
             match scheduler.next(LONG).unwrap().expect("no job takes so long") {
                 Update::Event { id, event: Event::Token(token) } => {
@@ -669,7 +675,7 @@ mod tests {
         let expected = transcribe(&mut engine(40), &noise(50_000, 1), &options);
         let scheduler = scheduler(vec![engine(40)], 4);
         let (release, stalled) = std::sync::mpsc::channel::<()>();
-        let bad: [Box<dyn FnOnce(&PcmSender) -> Result<()> + Send>; 4] = [
+        let bad: [Read; 4] = [
             Box::new(move |_| {
                 let _ = stalled.recv();
                 Ok(())

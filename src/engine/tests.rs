@@ -196,7 +196,7 @@ impl Drafter {
             Self::Wrong => *own = vec![7; MAX_REWIND],
             Self::Right => *own = coming.iter().copied().take(MAX_REWIND).collect(),
             Self::Mixed => {
-                let right = |(i, &id): (usize, &u32)| if (seed >> (i % 61)) % 3 == 0 { 7 } else { id };
+                let right = |(i, &id): (usize, &u32)| if (seed >> (i % 61)).is_multiple_of(3) { 7 } else { id };
                 *own = coming.iter().take(MAX_REWIND).enumerate().map(right).collect();
             }
         }
