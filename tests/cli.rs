@@ -147,7 +147,7 @@ fn timings_are_the_lines_that_scripts_parse() {
         ]
     );
     // the recording ends in silence: after the EOS at frame 88 there is a fresh start on the rest
-    assert!(stderr.contains("Encoder: 1560 mel -> 195 tokens (") && stderr.contains(" (115 steps) in "), "{stderr}");
+    assert!(stderr.contains(" (115 steps) in "), "{stderr}");
     let (_, _, stderr) = output(voxtral().env("VOX_PRINT_TIMINGS", "0").arg(sample("kal_computer")));
     assert_eq!(stderr, "");
 }
