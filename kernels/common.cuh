@@ -42,6 +42,16 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) 
                  : "r"(address));
 }
 
+// The address of 16-byte chunk `chunk` of row `row`, in tiles of 8 rows by 128 bytes: chunks that are above each other lie
+// in different banks.
+__device__ __forceinline__ uint32_t swizzled(int row, int chunk) { return row * 128 + (chunk ^ row % 8) * 16; }
+
+// Where row n, column k of a packed matrix with rows of `columns` is (see pack.cu).
+__device__ __forceinline__ size_t packed_at(int n, int k, int columns) {
+    const size_t block = static_cast<size_t>(n / 128) * (columns / 64) + k / 64;
+    return block * 8192 + swizzled(n % 128, k % 64 / 8) / 2 + k % 8;
+}
+
 __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -50,12 +60,6 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], uint32_
 
 __device__ __forceinline__ void ldmatrix_x2(uint32_t& r0, uint32_t& r1, uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r0), "=r"(r1) : "r"(address));
-}
-
-__device__ __forceinline__ void load_shared(uint32_t (&r)[4], uint32_t address) {
-    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address));
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -86,6 +90,12 @@ __device__ __forceinline__ uint32_t pack16(float low, float high) {
     return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+// As above, of numbers that are in range.
+__device__ __forceinline__ uint32_t pack16_small(float low, float high) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
 __device__ __forceinline__ float from16(real16 x) { return __half2float(x); }
 
 // 2^x, to 2 units in the last place; 0 for minus infinity.
@@ -99,8 +109,11 @@ __device__ __forceinline__ float gelu(float x) {
     return __fmul_rn(__fmul_rn(0.5f, x), __fadd_rn(1.0f, erff(__fmul_rn(x, 0.70710678118654752f))));
 }
 
+// silu(gate) * up, to a few units in the last place: it is rounded to 11 bits next.
 __device__ __forceinline__ float silu_times(float gate, float up) {
-    return __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up);
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(__fadd_rn(1.0f, power_of_two(__fmul_rn(gate, -1.44269504f)))));
+    return __fmul_rn(__fmul_rn(gate, inverse), up);
 }
 
 // Turns the pair (a, b) by the angle with this cosine (x) and sine (y).
@@ -129,6 +142,7 @@ struct Row {
 struct Segment {
     real16* ring;       // [n_layers][2][n_slots][kv_dim]
     real16* conv_tail;  // [dim]
+    real16* mel_tail;   // [2][n_mels]
     int first_row;    // in the pass
     int n_rows;
     int position;     // of its first row

@@ -1,30 +1,97 @@
-// Sliding-window attention over many queries: softmax(q k^T / sqrt(head_dim)) v.
-//
-// A block has 64 queries of one head, a warp 16 of them. Keys come in blocks of 64 at fixed absolute positions, oldest
-// first; a block in which a query sees nothing changes none of its numbers. So a query's result depends on its position
-// alone. Keys before the pass are in the stream's ring, the others in the pass's qkv rows.
-//
-// Grid: (tiles of queries, heads); block: 128; dynamic shared memory: STAGES * 2 * 64 * HD * 2 bytes.
+// Sliding-window attention: softmax(q k^T / sqrt(head_dim)) v, for any GPU. See attention.cuh for the order of sums.
 
-#include "common.cuh"
+#include "attention.cuh"
 
-struct Attention {
-    const Segment* segments;
-    const int2* tiles;  // segment and first query of each tile
-    const real16* qkv;    // [rows][stride]: queries, keys, values
-    real16* out;          // [rows][out_stride]
-    int stride, out_stride;
-    int q_dim, kv_dim, group;  // `group` query heads share a key head
-    int layer, n_slots, window;
-    float scale;        // log2(e) / sqrt(head_dim)
-};
+// 16-byte chunks of rows of HD numbers, so that no two of eight consecutive rows share a bank.
+template <int HD>
+__device__ __forceinline__ uint32_t place(int row, int chunk) {
+    constexpr int CHUNKS = HD / 8, MASK = CHUNKS < 8 ? CHUNKS - 1 : 7;
+    const int turn = CHUNKS < 8 ? row / (8 / CHUNKS) : row;
+    return (row * CHUNKS + (chunk ^ (turn & MASK))) * 16;
+}
 
-constexpr int QUERIES = 64, KEYS = 64, STAGES = 3;
+// Starts to copy a block of keys and their values, by THREADS threads of which this is number `thread`.
+template <int HD, int THREADS>
+__device__ __forceinline__ void load_block(const KeySource& source, int block, int oldest, int newest, uint32_t to,
+                                           int thread) {
+    constexpr int CHUNKS = HD / 8;
+    const int first_valid = max(oldest - block * KEYS, 0), last_valid = min(newest - block * KEYS, KEYS - 1);
+#pragma unroll
+    for (int c = thread; c < KEYS * CHUNKS; c += THREADS) {
+        const int row = c / CHUNKS, chunk = c % CHUNKS, at = block * KEYS + row;
+        const bool valid = row >= first_valid && row <= last_valid;
+        const real16* key = source.key(row, at) + chunk * 8;
+        copy_async(to + place<HD>(row, chunk), key, valid);
+        copy_async(to + KEYS * HD * 2 + place<HD>(row, chunk), key + source.value_offset(at), valid);
+    }
+}
+
+// Copies `n` queries of 16 to shared memory, zeros for the others.
+template <int HD, int ROWS, int THREADS>
+__device__ __forceinline__ void load_queries(const Attention& a, const Segment& s, int first, int n, int head,
+                                             uint32_t to, int thread) {
+    constexpr int CHUNKS = HD / 8;
+    const real16* q = a.qkv + static_cast<size_t>(s.first_row + first) * a.stride + head * HD;
+#pragma unroll
+    for (int c = thread; c < ROWS * CHUNKS; c += THREADS) {
+        const int row = c / CHUNKS, chunk = c % CHUNKS;
+        const bool valid = row < n;
+        copy_async(to + place<HD>(row, chunk), q + static_cast<size_t>(valid ? row : 0) * a.stride + chunk * 8, valid);
+    }
+}
 
 template <int HD>
+__device__ __forceinline__ void query_operands(uint32_t (&queries)[HD / 16][4], uint32_t from, int row) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < HD / 16; k++) ldmatrix_x4(queries[k], from + place<HD>(row + lane % 16, 2 * k + lane / 16));
+}
+
+// Scores and weights of a warp's 16 queries and a block, then the values' weighted sums. `query` is the position of the
+// thread's first row; in blocks that all rows see whole, `masked` may be false.
+template <int HD>
+__device__ __forceinline__ void attend_block(Scores& x, float (&out)[HD / 8][4], const uint32_t (&queries)[HD / 16][4],
+                                             uint32_t keys, int block, int query, int window, float scale,
+                                             bool masked) {
+    const int lane = threadIdx.x % 32;
+    const uint32_t values = keys + KEYS * HD * 2;
+#pragma unroll
+    for (int j = 0; j < KEYS / 8; j++) x.s[j][0] = x.s[j][1] = x.s[j][2] = x.s[j][3] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < HD / 16; k++) {
+#pragma unroll
+        for (int j = 0; j < KEYS / 8; j += 2) {
+            uint32_t r[4];
+            ldmatrix_x4(r, keys + place<HD>(j * 8 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+            mma(x.s[j], queries[k], r[0], r[1]);
+            mma(x.s[j + 1], queries[k], r[2], r[3]);
+        }
+    }
+    if (masked) mask(x, block * KEYS, query, window);
+    weigh(x, scale);
+#pragma unroll
+    for (int d = 0; d < HD / 8; d++) out[d][0] = out[d][1] = out[d][2] = out[d][3] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; k++) {
+        uint32_t weights[4];
+        as_operand(weights, x, k);
+#pragma unroll
+        for (int d = 0; d < HD / 8; d += 2) {
+            uint32_t r[4];
+            ldmatrix_x4_transposed(r, values + place<HD>(k * 16 + lane % 16, d + lane / 16));
+            mma(out[d], weights, r[0], r[1]);
+            mma(out[d + 1], weights, r[2], r[3]);
+        }
+    }
+}
+
+constexpr int QUERIES = 64, STAGES = 3;
+
+// Many queries: a block has 64 of one head, a warp 16 of them; keys come through a ring of stages.
+// Grid: (tiles of 64 queries, heads); block: 128; dynamic shared memory: STAGES * 2 * KEYS * HD * 2 bytes.
+template <int HD>
 __device__ __forceinline__ void attention(const Attention& a) {
-    constexpr int CHUNKS = HD / 8;
-    constexpr int TILE_BYTES = KEYS * HD * 2;
+    constexpr int STAGE_BYTES = 2 * KEYS * HD * 2;
     allow_next();
     wait_for_previous();
     extern __shared__ __align__(128) uint8_t shared[];
@@ -35,166 +102,177 @@ __device__ __forceinline__ void attention(const Attention& a) {
     const int n_queries = min(QUERIES, s.n_rows - tile.y);
     const int first_query = s.position + tile.y, last_query = first_query + n_queries - 1;
     const int oldest = max(0, first_query - a.window + 1);
-    const int head = blockIdx.y, kv_head = head / a.group;
-
-    auto place = [](int row, int chunk) {
-        constexpr int MASK = CHUNKS < 8 ? CHUNKS - 1 : 7;
-        const int turn = CHUNKS < 8 ? row / (8 / CHUNKS) : row;
-        return (row * CHUNKS + (chunk ^ (turn & MASK))) * 16;
-    };
+    const int head = blockIdx.y;
+    const int channel = head / a.group * HD;
 
     // queries, by way of the memory that keys come to later
-    const real16* q = a.qkv + static_cast<size_t>(s.first_row + tile.y) * a.stride + head * HD;
-#pragma unroll
-    for (int c = thread; c < QUERIES * CHUNKS; c += 128) {
-        const int row = c / CHUNKS, chunk = c % CHUNKS;
-        const bool valid = row < n_queries;
-        copy_async(base + place(row, chunk), q + static_cast<size_t>(valid ? row : 0) * a.stride + chunk * 8, valid);
-    }
+    load_queries<HD, QUERIES, 128>(a, s, tile.y, n_queries, head, base, thread);
     copy_commit();
     copy_wait<0>();
     __syncthreads();
     uint32_t queries[HD / 16][4];
-#pragma unroll
-    for (int k = 0; k < HD / 16; k++) {
-        const int row = warp * 16 + lane % 16;
-        ldmatrix_x4(queries[k], base + place(row, 2 * k + lane / 16));
-    }
+    query_operands<HD>(queries, base, warp * 16);
     __syncthreads();
 
-    const real16* ring = s.ring + static_cast<size_t>(2 * a.layer) * a.n_slots * a.kv_dim + kv_head * HD;
-    const real16* fresh = a.qkv + static_cast<size_t>(s.first_row) * a.stride + a.q_dim + kv_head * HD;
-    auto load = [&](int block, int stage) {
-        const uint32_t keys = base + stage * 2 * TILE_BYTES;
-#pragma unroll
-        for (int c = thread; c < KEYS * CHUNKS; c += 128) {
-            const int row = c / CHUNKS, chunk = c % CHUNKS, position = block * KEYS + row;
-            const bool valid = position >= oldest && position <= last_query;
-            const real16 *key, *value;
-            if (position >= s.position || !valid) {
-                key = fresh + static_cast<size_t>(valid ? position - s.position : 0) * a.stride;
-                value = key + a.kv_dim;
-            } else {
-                key = ring + static_cast<size_t>(position % a.n_slots) * a.kv_dim;
-                value = key + static_cast<size_t>(a.n_slots) * a.kv_dim;
-            }
-            copy_async(keys + place(row, chunk), key + chunk * 8, valid);
-            copy_async(keys + TILE_BYTES + place(row, chunk), value + chunk * 8, valid);
-        }
-    };
-
-    // of its warp's 16 queries a thread has number lane / 4 and the one 8 further
     float out[HD / 8][4] = {};
-    float highest[2] = {-INFINITY, -INFINITY}, total[2] = {};
+    Merged merged[2];
     const int own = first_query + warp * 16 + lane / 4;
     const int first_block = oldest / KEYS, last_block = last_query / KEYS;
-#pragma unroll
-    for (int i = 0; i < STAGES - 1; i++) {
-        if (first_block + i <= last_block) load(first_block + i, i);
+    auto load = [&](int block) {
+        if (block <= last_block) {
+            const uint32_t to = base + (block - first_block) % STAGES * STAGE_BYTES;
+            load_block<HD, 128>(KeySource(a, s, channel, block), block, oldest, last_query, to, thread);
+        }
         copy_commit();
-    }
+    };
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) load(first_block + i);
     for (int block = first_block; block <= last_block; block++) {
-        const int stage = (block - first_block) % STAGES;
         copy_wait<STAGES - 2>();
         __syncthreads();
-        if (block + STAGES - 1 <= last_block) load(block + STAGES - 1, (block - first_block + STAGES - 1) % STAGES);
-        copy_commit();
-        const uint32_t keys = base + stage * 2 * TILE_BYTES, values = keys + TILE_BYTES;
-
-        float scores[KEYS / 8][4] = {};
+        load(block + STAGES - 1);
+        const bool masked = block * KEYS + KEYS - 1 > first_query || block * KEYS <= first_query + QUERIES - 1 - a.window;
+        Scores x;
+        float fresh[HD / 8][4];
+        const uint32_t keys = base + (block - first_block) % STAGES * STAGE_BYTES;
+        attend_block<HD>(x, fresh, queries, keys, block, own, a.window, a.scale, masked);
+        Shrink shrink[2];
 #pragma unroll
-        for (int k = 0; k < HD / 16; k++) {
-#pragma unroll
-            for (int j = 0; j < KEYS / 8; j += 2) {
-                uint32_t r[4];
-                ldmatrix_x4(r, keys + place(j * 8 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-                mma(scores[j], queries[k], r[0], r[1]);
-                mma(scores[j + 1], queries[k], r[2], r[3]);
-            }
-        }
-
-        float block_highest[2] = {-INFINITY, -INFINITY};
-        const int first_key = block * KEYS + 2 * (lane % 4);
-        // most blocks are seen whole by all 64 queries
-        const int lowest_query = first_query, highest_query = first_query + QUERIES - 1;
-        if (block * KEYS + KEYS - 1 > lowest_query || block * KEYS <= highest_query - a.window) {
-#pragma unroll
-            for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int key = first_key + j * 8 + i % 2, query = own + i / 2 * 8;
-                    if (key > query || key <= query - a.window) scores[j][i] = -INFINITY;
-                }
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) block_highest[i / 2] = fmaxf(block_highest[i / 2], scores[j][i]);
-        }
-        float shrink[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            block_highest[i] = fmaxf(block_highest[i], __shfl_xor_sync(~0u, block_highest[i], 1));
-            block_highest[i] = fmaxf(block_highest[i], __shfl_xor_sync(~0u, block_highest[i], 2));
-            const float now = fmaxf(highest[i], block_highest[i]);
-            const float reference = now == -INFINITY ? 0.0f : __fmul_rn(now, a.scale);
-            // exactly 1 where the maximum stays: products of equal numbers are equal
-            shrink[i] = power_of_two(__fadd_rn(__fmul_rn(highest[i], a.scale), -reference));
-            highest[i] = now;
-            block_highest[i] = reference;
-            total[i] = __fmul_rn(total[i], shrink[i]);
-        }
+        for (int i = 0; i < 2; i++) shrink[i] = merge(merged[i], x.highest[i], x.total[i]);
 #pragma unroll
         for (int d = 0; d < HD / 8; d++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) out[d][i] = __fmul_rn(out[d][i], shrink[i / 2]);
-        }
-#pragma unroll
-        for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                scores[j][i] = power_of_two(__fmaf_rn(scores[j][i], a.scale, -block_highest[i / 2]));
-                total[i / 2] = __fadd_rn(total[i / 2], scores[j][i]);
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < KEYS / 16; k++) {
-            const uint32_t weights[4] = {
-                pack16(scores[2 * k][0], scores[2 * k][1]),
-                pack16(scores[2 * k][2], scores[2 * k][3]),
-                pack16(scores[2 * k + 1][0], scores[2 * k + 1][1]),
-                pack16(scores[2 * k + 1][2], scores[2 * k + 1][3]),
-            };
-#pragma unroll
-            for (int d = 0; d < HD / 8; d += 2) {
-                uint32_t r[4];
-                ldmatrix_x4_transposed(r, values + place(k * 16 + lane % 16, d + lane / 16));
-                mma(out[d], weights, r[0], r[1]);
-                mma(out[d + 1], weights, r[2], r[3]);
-            }
+            for (int i = 0; i < 4; i++) out[d][i] = merge_output(out[d][i], fresh[d][i], shrink[i / 2]);
         }
     }
 
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        total[i] += __shfl_xor_sync(~0u, total[i], 1);
-        total[i] += __shfl_xor_sync(~0u, total[i], 2);
+        const float total = row_total(merged[i].total);
         const int query = warp * 16 + lane / 4 + i * 8;
         if (query >= n_queries) continue;
         real16* row = a.out + static_cast<size_t>(s.first_row + tile.y + query) * a.out_stride + head * HD;
 #pragma unroll
         for (int d = 0; d < HD / 8; d++) {
             *reinterpret_cast<uint32_t*>(row + d * 8 + 2 * (lane % 4)) =
-                pack16(__fdiv_rn(out[d][2 * i], total[i]), __fdiv_rn(out[d][2 * i + 1], total[i]));
+                pack16(__fdiv_rn(out[d][2 * i], total), __fdiv_rn(out[d][2 * i + 1], total));
         }
     }
 }
 
-#define ATTENTION_KERNEL(HD)                                                                          \
-    extern "C" __global__ void __launch_bounds__(128) encoder_attention_##HD(const __grid_constant__ Attention a) { \
-        attention<HD>(a);                                                                             \
+constexpr int FEW_QUERIES = 16;
+
+// Few queries: a block has 16 of one head, a warp one block of keys after the other, WARPS blocks apart. What the warps
+// find is merged in the blocks' order. With `keep`, keys and values of the queries' own rows then go to the ring, into slots
+// that no query of the pass sees.
+// Grid: (tiles of 16 queries, heads); block: WARPS * 32; dynamic shared memory: (WARPS * 2 * KEYS + 16) * HD * 2 bytes.
+template <int HD, int WARPS>
+__device__ __forceinline__ void attention_few(const Attention& a) {
+    constexpr int BLOCK_BYTES = 2 * KEYS * HD * 2, THREADS = WARPS * 32;
+    allow_next();
+    wait_for_previous();
+    extern __shared__ __align__(128) uint8_t shared[];
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const uint32_t own_keys = shared_address(shared) + warp * BLOCK_BYTES;
+    const uint32_t all_queries = shared_address(shared) + WARPS * BLOCK_BYTES;
+    const int2 tile = a.tiles[blockIdx.x];
+    const Segment s = a.segments[tile.x];
+    const int n_queries = min(FEW_QUERIES, s.n_rows - tile.y);
+    const int first_query = s.position + tile.y, last_query = first_query + n_queries - 1;
+    const int oldest = max(0, first_query - a.window + 1);
+    const int head = blockIdx.y, channel = head / a.group * HD;
+    const int first_block = oldest / KEYS, last_block = last_query / KEYS;
+
+    // what a warp found, where its keys were: [16][HD] sums of values, then [16][4] totals, then [16] highest scores
+    constexpr int TOTALS = FEW_QUERIES * HD, HIGHEST = TOTALS + FEW_QUERIES * 4;
+    static_assert((HIGHEST + FEW_QUERIES) * 4 <= BLOCK_BYTES, "room for what a warp found");
+    // a thread merges numbers `thread`, `thread` + THREADS, ... of [16][HD], and with each a quarter of the row's total
+    constexpr int OWN = (FEW_QUERIES * HD + THREADS - 1) / THREADS;
+    float out[OWN] = {};
+    Merged merged[OWN];
+
+    load_queries<HD, FEW_QUERIES, THREADS>(a, s, tile.y, n_queries, head, all_queries, thread);
+    for (int round = first_block; round <= last_block; round += WARPS) {
+        const int block = round + warp;
+        if (block <= last_block) {
+            load_block<HD, 32>(KeySource(a, s, channel, block), block, oldest, last_query, own_keys, lane);
+        }
+        copy_commit();
+        copy_wait<0>();
+        __syncthreads();
+        if (block <= last_block) {
+            uint32_t queries[HD / 16][4];
+            query_operands<HD>(queries, all_queries, 0);
+            Scores x;
+            float found[HD / 8][4];
+            attend_block<HD>(x, found, queries, own_keys, block, first_query + lane / 4, a.window, a.scale, true);
+            __syncwarp();
+            float* to = reinterpret_cast<float*>(shared + warp * BLOCK_BYTES);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int row = lane / 4 + i * 8;
+                if (row >= n_queries) continue;
+#pragma unroll
+                for (int d = 0; d < HD / 8; d++) {
+                    *reinterpret_cast<float2*>(to + row * HD + d * 8 + 2 * (lane % 4)) =
+                        make_float2(found[d][2 * i], found[d][2 * i + 1]);
+                }
+                to[TOTALS + row * 4 + lane % 4] = x.total[i];
+                if (lane % 4 == 0) to[HIGHEST + row] = x.highest[i];
+            }
+        }
+        __syncthreads();
+        const int n_found = min(WARPS, last_block - round + 1);
+#pragma unroll
+        for (int i = 0; i < OWN; i++) {
+            const int at = thread + i * THREADS, row = at / HD;
+            if (row >= n_queries) continue;
+#pragma unroll 4
+            for (int w = 0; w < n_found; w++) {
+                const float* from = reinterpret_cast<const float*>(shared + w * BLOCK_BYTES);
+                const Shrink shrink = merge(merged[i], from[HIGHEST + row], from[TOTALS + row * 4 + at % 4]);
+                out[i] = merge_output(out[i], from[at], shrink);
+            }
+        }
+        __syncthreads();
     }
-ATTENTION_KERNEL(16)
-ATTENTION_KERNEL(64)
-ATTENTION_KERNEL(128)
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+        const int at = thread + i * THREADS, row = at / HD;
+        const float total = row_total(merged[i].total);
+        if (row >= n_queries) continue;
+        a.out[static_cast<size_t>(s.first_row + tile.y + row) * a.out_stride + head * HD + at % HD] =
+            to16(__fdiv_rn(out[i], total));
+    }
+
+    if (!a.keep || head % a.group != 0) return;
+    const real16* keys = a.qkv + static_cast<size_t>(s.first_row + tile.y) * a.stride + a.q_dim + channel;
+    const size_t plane = static_cast<size_t>(a.n_slots) * a.kv_dim;
+    real16* ring = s.ring + 2 * a.layer * plane + channel;
+    for (int i = thread; i < n_queries * 2 * (HD / 8); i += THREADS) {
+        const int chunk = i % (HD / 8), value = i / (HD / 8) % 2, row = i / (HD / 8) / 2;
+        const size_t slot = static_cast<size_t>(first_query + row) % a.n_slots;
+        *reinterpret_cast<uint4*>(ring + value * plane + slot * a.kv_dim + chunk * 8) = *reinterpret_cast<const uint4*>(
+            keys + static_cast<size_t>(row) * a.stride + value * a.kv_dim + chunk * 8);
+    }
+}
+
+#define MANY_KERNEL(HD)                                                           \
+    extern "C" __global__ void __launch_bounds__(128)                             \
+        encoder_attention_##HD(const __grid_constant__ Attention a) {             \
+        attention<HD>(a);                                                         \
+    }
+MANY_KERNEL(16)
+MANY_KERNEL(64)
+MANY_KERNEL(128)
+
+#define FEW_KERNEL(HD, WARPS)                                                     \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32)                      \
+        encoder_attention_few_##HD##_##WARPS(const __grid_constant__ Attention a) { \
+        attention_few<HD, WARPS>(a);                                              \
+    }
+FEW_KERNEL(16, 13)
+FEW_KERNEL(64, 5)
+FEW_KERNEL(64, 13)
+FEW_KERNEL(128, 2)
+FEW_KERNEL(128, 6)

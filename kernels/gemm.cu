@@ -1,46 +1,44 @@
 // Products of activations with packed weights: out[m][n] = sum over k of x[m][k] w[n][k], F16 in, F32 sums.
 //
-// Weights are packed in the order of the matrix unit's A operand (see pack.cu): tiles of 16 x 16, [n / 16][k / 16], 32 lanes
-// of 16 bytes each. Activations are the B operand, row-major. Every sum runs over k in ascending steps of 16 in one
-// accumulator (in the `split` kernels in four, each for a quarter of every 128), in every tile shape of a family: a row's
-// result does not depend on how many rows there are.
+// Weights (packed: see pack.cu) are the matrix unit's A operand, activations, row-major, its B operand. Every sum runs over
+// k in ascending steps of 16 in one accumulator, in every tile shape, and in gemm_few.cu and gemm_wide.cu: a row's result
+// does not depend on how many rows there are.
 //
-// N and K are multiples of 128. Grid: (N / BN, ceil(M / BM)); block: 32 * (WN * WM * WK + LOADERS) threads; dynamic
-// shared memory: STAGES * (BN + BM) * BK * 2 bytes.
+// N and K are multiples of 128. Grid: (N / BN, ceil(M / BM)); block: 32 * (WN * WM + LOADERS) threads; dynamic shared
+// memory: STAGES * (BN + BM) * BK * 2 bytes.
 
 #include "epilogue.cuh"
 
-// WN x WM warps, each with NT tiles of 16 weights by MT tiles of 8 rows; or WK times as many, which share each step of k
-// and add up in order. LOADERS more warps only help to copy.
-template <int WN, int WM, int WK, int NT, int MT, int BK, int STAGES, int LOADERS>
+// WN x WM warps, each with NT tiles of 16 weights by MT tiles of 8 rows. LOADERS more warps only help to copy.
+template <int WN, int WM, int NT, int MT, int BK, int STAGES, int LOADERS>
 __device__ __forceinline__ void gemm(const Gemm& g) {
     constexpr int BN = WN * NT * 16, BM = WM * MT * 8;
-    constexpr int WORKERS = WN * WM * WK, THREADS = (WORKERS + LOADERS) * 32;
+    constexpr int WORKERS = WN * WM, THREADS = (WORKERS + LOADERS) * 32;
     constexpr int W_BYTES = BN * BK * 2, X_BYTES = BM * BK * 2;
-    constexpr int K_TILES = BK / 16, OWN_TILES = K_TILES / WK, CHUNKS = BK / 8;
+    constexpr int K_TILES = BK / 16, CHUNKS = BK / 8;
     constexpr int X_COPIES = (BM * CHUNKS + THREADS - 1) / THREADS;
     // fragments read ahead of the products: those of a whole stage where they are few
-    constexpr int AHEAD = OWN_TILES * (4 * NT + 2 * MT) <= 96 ? OWN_TILES : 2;
+    constexpr int AHEAD = K_TILES * (4 * NT + 2 * MT) <= 96 ? K_TILES : 2;
     extern __shared__ __align__(128) uint8_t shared[];
     const uint32_t base = shared_address(shared);
 
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    const int warp_n = warp % WN, warp_m = warp / WN % WM, warp_k = warp / (WN * WM);
-    const int n_tile = blockIdx.x * (BN / 16), m_first = blockIdx.y * BM;
+    const int warp_n = warp % WN, warp_m = warp / WN;
+    const int n_first = blockIdx.x * BN, m_first = blockIdx.y * BM;
     const int k_blocks = g.k / BK;
     allow_next();
 
     // 16-byte chunks of a row of x lie where no two of eight consecutive rows share a bank
-    auto place = [](int row, int chunk) {
-        return (row * CHUNKS + (BK == 32 ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8))) * 16;
-    };
+    auto place = [](int row, int chunk) { return (row * CHUNKS + (chunk ^ row % 8)) * 16; };
+    const uint8_t* weights = reinterpret_cast<const uint8_t*>(g.weights) +
+                             static_cast<size_t>(n_first / 128) * (g.k / 64) * 16384 + n_first % 128 * 128;
     auto load_weights = [&](int k_block) {
         const uint32_t stage = base + k_block % STAGES * (W_BYTES + X_BYTES);
 #pragma unroll
         for (int c = thread; c < BN * CHUNKS; c += THREADS) {
-            const int tile = c / (K_TILES * 32), rest = c % (K_TILES * 32);
+            const int piece = c / (BN * 8);
             copy_async(stage + c * 16,
-                       g.weights + (static_cast<size_t>(n_tile + tile) * (g.k / 16) + k_block * K_TILES) * 32 + rest);
+                       weights + static_cast<size_t>(k_block * (BK / 64) + piece) * 16384 + c % (BN * 8) * 16);
         }
     };
     // weights don't depend on the kernels before
@@ -87,13 +85,13 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
         if (LOADERS > 0 && warp >= WORKERS) continue;
         const uint32_t stage = base + k_block % STAGES * (W_BYTES + X_BYTES);
         uint32_t w[AHEAD][NT][4], x[AHEAD][MT][2];
-        auto read = [&](int own) {
-            const int k = warp_k * OWN_TILES + own;
+        auto read = [&](int k) {
 #pragma unroll
             for (int i = 0; i < NT; i++) {
-                load_shared(w[own % AHEAD][i], stage + (((warp_n * NT + i) * K_TILES + k) * 32 + lane) * 16);
+                const int row = (warp_n * NT + i) * 16 + lane % 16;
+                ldmatrix_x4(w[k % AHEAD][i], stage + k / 4 * BN * 128 + swizzled(row, k % 4 * 2 + lane / 16));
             }
-            auto& to = x[own % AHEAD];
+            auto& to = x[k % AHEAD];
             if constexpr (MT == 1) {
                 ldmatrix_x2(to[0][0], to[0][1], stage + W_BYTES + place(warp_m * 8 + lane % 8, 2 * k + lane / 8 % 2));
             } else {
@@ -109,8 +107,8 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
 #pragma unroll
         for (int k = 0; k < AHEAD - 1; k++) read(k);
 #pragma unroll
-        for (int k = 0; k < OWN_TILES; k++) {
-            if (k + AHEAD - 1 < OWN_TILES) read(k + AHEAD - 1);
+        for (int k = 0; k < K_TILES; k++) {
+            if (k + AHEAD - 1 < K_TILES) read(k + AHEAD - 1);
 #pragma unroll
             for (int i = 0; i < NT; i++) {
 #pragma unroll
@@ -120,50 +118,19 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
     }
 
     if (LOADERS > 0 && warp >= WORKERS) return;
-    if constexpr (WK > 1) {
-        copy_wait<0>();
-        __syncthreads();
-        float* slices = reinterpret_cast<float*>(shared);  // [WK - 1][NT * MT * 4][THREADS / WK]
-        constexpr int OTHERS = THREADS / WK;
-        const int own = thread % OTHERS;
-        if (warp_k > 0) {
-#pragma unroll
-            for (int i = 0; i < NT * MT * 4; i++) {
-                slices[((warp_k - 1) * NT * MT * 4 + i) * OTHERS + own] = sums[i / 4 / MT][i / 4 % MT][i % 4];
-            }
-        }
-        __syncthreads();
-        if (warp_k > 0) return;
-#pragma unroll
-        for (int s = 0; s < WK - 1; s++) {
-#pragma unroll
-            for (int i = 0; i < NT * MT * 4; i++) {
-                float& sum = sums[i / 4 / MT][i / 4 % MT][i % 4];
-                sum = __fadd_rn(sum, slices[(s * NT * MT * 4 + i) * OTHERS + own]);
-            }
-        }
-    }
-
-    store(g, sums, n_tile + warp_n * NT, m_first + warp_m * MT * 8);
+    store(g, sums, n_first / 16 + warp_n * NT, m_first + warp_m * MT * 8);
 }
 
-#define GEMM_KERNEL(name, WN, WM, WK, NT, MT, BK, STAGES, LOADERS, BLOCKS)                      \
-    extern "C" __global__ void __launch_bounds__(32 * (WN * WM * WK + LOADERS), BLOCKS)          \
+#define GEMM_KERNEL(name, WN, WM, NT, MT, BK, STAGES, LOADERS, BLOCKS)                      \
+    extern "C" __global__ void __launch_bounds__(32 * (WN * WM + LOADERS), BLOCKS)          \
         name(const __grid_constant__ Gemm g) {                                                   \
-        gemm<WN, WM, WK, NT, MT, BK, STAGES, LOADERS>(g);                                        \
+        gemm<WN, WM, NT, MT, BK, STAGES, LOADERS>(g);                                        \
     }
 
-// One warp sums over all of k, for few rows and for many.
-GEMM_KERNEL(gemm_16x8, 1, 1, 1, 1, 1, 128, 8, 3, 1)
-GEMM_KERNEL(gemm_16x16, 1, 2, 1, 1, 1, 128, 6, 2, 1)
-GEMM_KERNEL(gemm_16x32, 1, 4, 1, 1, 1, 128, 5, 0, 1)
-GEMM_KERNEL(gemm_32x64, 2, 4, 1, 1, 2, 128, 3, 0, 1)
-GEMM_KERNEL(gemm_64x64, 2, 2, 1, 2, 4, 64, 4, 0, 1)
-GEMM_KERNEL(gemm_128x128, 2, 4, 1, 4, 4, 64, 3, 0, 2)
-
-// Four warps share each step of 128: up to 64 rows.
-GEMM_KERNEL(gemm_split_16x8, 1, 1, 4, 1, 1, 128, 8, 0, 1)
-GEMM_KERNEL(gemm_split_16x16, 1, 1, 4, 1, 2, 128, 6, 0, 1)
-GEMM_KERNEL(gemm_split_16x32, 1, 1, 4, 1, 4, 128, 5, 0, 1)
-GEMM_KERNEL(gemm_split_16x64, 1, 1, 4, 1, 8, 128, 4, 0, 1)
-GEMM_KERNEL(gemm_split_32x64, 2, 1, 4, 1, 8, 128, 4, 0, 1)
+// For few rows and for many.
+GEMM_KERNEL(gemm_16x8, 1, 1, 1, 1, 128, 8, 3, 1)
+GEMM_KERNEL(gemm_16x16, 1, 2, 1, 1, 128, 6, 2, 1)
+GEMM_KERNEL(gemm_16x32, 1, 4, 1, 1, 128, 5, 0, 1)
+GEMM_KERNEL(gemm_32x64, 2, 4, 1, 2, 128, 3, 0, 1)
+GEMM_KERNEL(gemm_64x64, 2, 2, 2, 4, 64, 4, 0, 1)
+GEMM_KERNEL(gemm_128x128, 2, 4, 4, 4, 64, 3, 0, 2)

@@ -1,13 +1,14 @@
-// Weights from the checkpoint's order into the order of the matrix unit, on the device, while the next ones arrive.
+// Weights from the checkpoint's order into the order of shared memory, on the device, while the next ones arrive.
 //
-// A tile of 16 x 16 is 32 lanes of 8 numbers: lane 4 * (row % 8) + (column % 8) / 2 holds, in this order, the column pairs of
-// (row < 8, column < 8), (row >= 8, column < 8), (row < 8, column >= 8), (row >= 8, column >= 8).
+// A packed matrix is [n / 128][k / 64] blocks of 128 rows by 64 columns, 16 KiB each: row after row of 128 bytes, whose
+// 16-byte chunks are swizzled (`swizzled` in common.cuh). So any 8 rows or more are one contiguous copy away from being a
+// matrix unit's operand.
 
 #include "common.cuh"
 
 struct Pack {
     const __nv_bfloat16* source;  // [rows][columns]
-    real16* destination;   // [.. / 16][k / 16][256]
+    real16* destination;   // [.. / 128][k / 64][128][64]
     int rows, columns;
     int first_row;       // of these rows in the tensor
     int row_offset;      // of the tensor in the merged matrix
@@ -28,9 +29,7 @@ __device__ __forceinline__ size_t packed_index(const Pack& p, int row, int colum
         tile = row / 16 * 2 + row % 2;
         r = row % 16 / 2 + p.half * 8;
     }
-    const int c = column % 16;
-    const int lane = r % 8 * 4 + c % 8 / 2, part = r / 8 + c / 8 * 2;
-    return (static_cast<size_t>(tile) * (p.k / 16) + column / 16) * 256 + lane * 8 + part * 2 + c % 2;
+    return packed_at(tile * 16 + r, column, p.k);
 }
 
 // Grid: (any, rows); block: any.

@@ -1,61 +1,34 @@
-// What happens to single rows between the products: norms, rotation angles, embeddings, what is kept for later passes.
+// What happens to single rows between the products: frames, norms, rotation angles, what is kept for later passes.
 
-#include "common.cuh"
+#include "norm.cuh"
 
 struct RmsNorm {
     const float* x;       // [..][stride]
     const float* weight;  // [stride], zeros beyond dim
     real16* h;              // [rows][stride]
-    const Row* rows;      // with it, factors of `layer` from each row's stream are applied
-    const int* index;     // with it, block i works on row index[i] of x and writes row i
-    int layer, dim, stride;
+    int dim, stride;
     float eps;
 };
 
-// h = x / sqrt(mean(x^2) + eps) * weight * factor. Grid: one block a row; block: 256; `stride` is a multiple of 4.
-extern "C" __global__ void __launch_bounds__(256) rms_norm(const __grid_constant__ RmsNorm a) {
+// h = x / sqrt(mean(x^2) + eps) * weight. Grid: one block a row; block: 32; `stride` is a multiple of 4.
+extern "C" __global__ void __launch_bounds__(32) rms_norm(const __grid_constant__ RmsNorm a) {
     allow_next();
     wait_for_previous();
-    __shared__ float sums[8];
-    const int source = a.index == nullptr ? blockIdx.x : a.index[blockIdx.x];
-    const float* x = a.x + static_cast<size_t>(source) * a.stride;
+    const float* x = a.x + static_cast<size_t>(blockIdx.x) * a.stride;
     float sum = 0.0f;
-    for (int i = threadIdx.x * 4; i < a.dim; i += 1024) {
-        const float4 v = *reinterpret_cast<const float4*>(x + i);  // beyond dim there are zeros
-        sum = __fmaf_rn(v.x, v.x, sum);
-        sum = __fmaf_rn(v.y, v.y, sum);
-        sum = __fmaf_rn(v.z, v.z, sum);
-        sum = __fmaf_rn(v.w, v.w, sum);
-    }
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-    __syncthreads();
-    sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum = __fadd_rn(sum, sums[i]);
-    const float inverse = __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(sum, static_cast<float>(a.dim)), a.eps)));
-
-    const float* factors = nullptr;
-    if (a.rows != nullptr && a.rows[source].kv != nullptr) {
-        factors = a.rows[source].ffn_scale + static_cast<size_t>(a.layer) * a.stride;
-    }
+#pragma unroll 10
+    for (int i = threadIdx.x * 4; i < a.stride; i += 128) add_squares(sum, *reinterpret_cast<const float4*>(x + i));
+    const float inverse = inverse_rms(sum, a.dim, a.eps);
     real16* h = a.h + static_cast<size_t>(blockIdx.x) * a.stride;
-    for (int i = threadIdx.x * 4; i < a.stride; i += 1024) {
-        const float4 v = *reinterpret_cast<const float4*>(x + i);
+#pragma unroll 10
+    for (int i = threadIdx.x * 4; i < a.stride; i += 128) {
         const float4 w = *reinterpret_cast<const float4*>(a.weight + i);
-        float4 f = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-        if (factors != nullptr) f = *reinterpret_cast<const float4*>(factors + i);
-        auto normed = [&](float v, float w, float f) { return __fmul_rn(__fmul_rn(__fmul_rn(v, inverse), w), f); };
-        uint2 packed;
-        packed.x = pack16(normed(v.x, w.x, f.x), normed(v.y, w.y, f.y));
-        packed.y = pack16(normed(v.z, w.z, f.z), normed(v.w, w.w, f.w));
-        *reinterpret_cast<uint2*>(h + i) = packed;
+        *reinterpret_cast<uint2*>(h + i) = normed(*reinterpret_cast<const float4*>(x + i), w, inverse);
     }
 }
 
 struct RopeAngles {
-    const int* positions;  // [rows], or null: those in `rows`
-    const Row* rows;
+    const int* positions;  // [rows]
     const float* frequencies;  // [half]
     float2* angles;            // [rows][half]: cosine and sine
     int half;
@@ -65,7 +38,7 @@ struct RopeAngles {
 extern "C" __global__ void rope_angles(const __grid_constant__ RopeAngles a) {
     allow_next();
     wait_for_previous();
-    const uint32_t position = a.positions != nullptr ? a.positions[blockIdx.x] : a.rows[blockIdx.x].position;
+    const uint32_t position = a.positions[blockIdx.x];
     for (int j = threadIdx.x; j < a.half; j += blockDim.x) {
         float sine, cosine;
         sincosf(__fmul_rn(static_cast<float>(position), a.frequencies[j]), &sine, &cosine);
@@ -73,30 +46,33 @@ extern "C" __global__ void rope_angles(const __grid_constant__ RopeAngles a) {
     }
 }
 
-struct Embed {
-    const Row* rows;
-    const real16* tok_embeddings;  // packed, as the output matrix
-    float* x;                    // [rows][stride]
-    unsigned long long* best;    // [rows]
-    int dim, stride;
+struct MelFrames {
+    const Segment* segments;
+    const float* frames;  // [..][n_mels], each segment's first at 2 * first_row
+    real16* out;          // [..][width], each segment's first at first_conv
+    int n_mels, width;
 };
 
-// x = audio + token embedding; also clears best. Grid: one block a row; block: any.
-extern "C" __global__ void embed(const __grid_constant__ Embed a) {
+// Puts each segment's last two frames before its new ones, in F16 and zeros beyond n_mels, and keeps the new last two.
+// Grid: (frames and two more, segments); block: any.
+extern "C" __global__ void mel_frames(const __grid_constant__ MelFrames a) {
     allow_next();
     wait_for_previous();
-    const Row& row = a.rows[blockIdx.x];
-    if (threadIdx.x == 0) a.best[blockIdx.x] = 0;
-    float* x = a.x + static_cast<size_t>(blockIdx.x) * a.stride;
-    const int r = row.token % 16 / 2 + row.token % 2 * 8;
-    const real16* tiles = a.tok_embeddings + static_cast<size_t>(row.token / 16) * (a.stride / 16) * 256;
-    for (int i = threadIdx.x; i < a.stride; i += blockDim.x) {
-        float value = 0.0f;
-        if (row.kv != nullptr && i < a.dim) {
-            const int c = i % 16, lane = r % 8 * 4 + c % 8 / 2, part = r / 8 + c / 8 * 2;
-            value = __fadd_rn(row.audio[i], from16(tiles[i / 16 * 256 + lane * 8 + part * 2 + c % 2]));
+    const Segment s = a.segments[blockIdx.y];
+    const int n_frames = 2 * s.n_rows, frame = static_cast<int>(blockIdx.x) - 2;
+    if (frame >= n_frames) return;
+    const float* frames = a.frames + 2 * static_cast<size_t>(s.first_row) * a.n_mels;
+    real16* out = a.out + (static_cast<size_t>(s.first_conv) + blockIdx.x) * a.width;
+    for (int i = threadIdx.x; i < a.width; i += blockDim.x) {
+        real16 value = to16(0.0f);
+        if (i < a.n_mels && frame >= 0) {
+            value = to16(frames[static_cast<size_t>(frame) * a.n_mels + i]);
+        } else if (i < a.n_mels) {
+            real16* tail = s.mel_tail + (frame + 2) * a.n_mels + i;
+            value = *tail;
+            *tail = to16(frames[static_cast<size_t>(n_frames + frame) * a.n_mels + i]);
         }
-        x[i] = value;
+        out[i] = value;
     }
 }
 

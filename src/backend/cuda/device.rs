@@ -66,6 +66,11 @@ impl Kernel {
     }
 }
 
+/// How a kernel's copy engine sees a matrix: see [`Device::tensor_map`].
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct TensorMap([u64; 16]);
+
 /// An opened GPU.
 pub struct Device {
     context: Arc<CudaContext>,
@@ -145,12 +150,12 @@ impl Device {
         let n = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(failed("cannot ask for the GPU's size"))?;
-        let shared = context
+        let shared_bytes = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
-            .map_err(failed("cannot ask for the GPU's shared memory"))?;
+            .map_err(failed("cannot ask for the GPU's shared memory"))? as u32;
         let capability = context.compute_capability().map_err(failed("cannot ask for the GPU's capability"))?;
         let overlaps = capability >= FIRST_OVERLAPPING;
-        let (n_multiprocessors, shared_bytes) = (n as u32, shared as u32);
+        let n_multiprocessors = n as u32;
         Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors, shared_bytes, pooled, overlaps }))
     }
 
@@ -171,7 +176,53 @@ impl Device {
         if shared_bytes > 48 << 10 {
             kernel.allow_shared(shared_bytes)?;
         }
+        // one division of the memory for all: multiprocessors don't change theirs while kernels overlap
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        kernel.function.set_attribute(attribute, 100).map_err(failed(name))?;
         Ok(kernel)
+    }
+
+    /// As [`kernel`](Self::kernel), for kernels that only some GPUs have.
+    pub fn optional_kernel(&self, fatbin: usize, name: &'static str, shared_bytes: u32) -> Result<Option<Kernel>> {
+        match self.modules[fatbin].load_function(name) {
+            Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => Ok(None),
+            _ => self.kernel(fatbin, name, shared_bytes).map(Some),
+        }
+    }
+
+    /// A matrix `[rows, columns]` of F16 whose rows begin `stride` numbers apart, to be copied in boxes of `box_rows` rows
+    /// by 64 columns, which lie in shared memory as `kernels/hopper.cuh` says. For compute capability 9.0 and newer.
+    pub fn tensor_map(
+        &self,
+        address: Address,
+        [rows, columns]: [usize; 2],
+        stride: usize,
+        box_rows: u32,
+    ) -> Result<TensorMap> {
+        let mut map = TensorMap([0; 16]);
+        let (sizes, strides) = ([columns as u64, rows as u64], [2 * stride as u64]);
+        let (shape, steps) = ([64, box_rows], [1; 2]);
+        // SAFETY: the map has the size and the alignment of a CUtensorMap, the arrays as many elements as the matrix has
+        // dimensions (the strides one less), and the address is only written down.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                std::ptr::from_mut(&mut map).cast(),
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                2,
+                address as *mut std::ffi::c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                shape.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(failed("cannot describe a matrix"))?;
+        Ok(map)
     }
 
     /// Starts a kernel that takes one structure.
@@ -437,6 +488,15 @@ impl Buffer {
 
     pub fn n_bytes(&self) -> usize {
         self.n_bytes
+    }
+
+    /// The `n` F16 numbers from number `first` on, when all work so far is done.
+    pub fn download(&self, device: &Device, first: usize, n: usize) -> Result<Vec<f32>> {
+        assert!((first + n) * 2 <= self.n_bytes, "numbers beyond the end");
+        let mut bits = vec![0u16; n];
+        // SAFETY: the range was just checked.
+        unsafe { device.download(bytes_of_mut(&mut bits), self.address + first as u64 * 2)? };
+        Ok(bits.into_iter().map(|bits| half::f16::from_bits(bits).to_f32()).collect())
     }
 }
 

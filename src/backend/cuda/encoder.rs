@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use half::f16;
+use rayon::prelude::*;
 
 use super::Tracer;
+use super::attention::{AttentionKind, EncoderAttention, FEW_TILE};
 use super::device::{Buffer, Device, Graph, Pinned, bytes_of};
-use super::launch::{
-    ConvTails, EncoderAttention, Epilogue, Gemm, KeepKeys, Kernels, RmsNorm, RopeAngles, Segment, TILE,
-};
+use super::gemm::{Epilogue, Gemm};
+use super::launch::{ConvTails, KeepKeys, Kernels, MelFrames, RmsNorm, RopeAngles, Segment};
 use super::stream::{CudaStream, encoder_slots};
 use super::weights::{Layer, Loader, Matrix, padded};
 use crate::Result;
@@ -24,8 +24,10 @@ use crate::model::params::{DOWNSAMPLE, FRAMES_PER_TOKEN, Params};
 const GRAPH_ROWS: usize = 128;
 /// Shapes remembered.
 const MAX_GRAPHS: usize = 32;
-/// Rows of the widths of the device, for each row in a pass: tables of positions and the like.
+/// Tables of positions and the like, for each frame of a pass.
 const TABLE_BYTES_PER_FRAME: usize = 64;
+/// Bytes of frames copied by one thread at a time.
+const COPY_BYTES: usize = 1 << 18;
 
 pub struct Encoder {
     params: Params,
@@ -44,9 +46,10 @@ pub struct Encoder {
 struct Scratch {
     n_frames: usize,
     n_segments: usize,
-    /// Tables, then frames in F16: on the host and on the device.
+    /// Tables, then frames: on the host and on the device.
     host: Pinned<u8>,
     input: Buffer,
+    mel: Buffer,
     conv: Buffer,
     x: Buffer,
     h: Buffer,
@@ -73,7 +76,7 @@ struct Layout {
     conv0_in: u64,
     conv0_out: u64,
     conv1_in: u64,
-    mel: u64,
+    frames: u64,
 }
 
 impl Encoder {
@@ -129,36 +132,48 @@ impl Encoder {
         let n_mels = self.params.n_mels;
         let shape: Vec<u32> = pass.iter().map(|part| (part.log_mel.len() / n_mels) as u32).collect();
         let n_frames = shape.iter().sum::<u32>() as usize;
+        // whatever may fail for lack of memory comes before anything that changes a stream
         self.reserve(device, n_frames, pass.len())?;
-        let layout = self.fill(device, pass)?;
+        let row_bytes = padded(self.params.decoder.dim) * 4;
+        let n_tokens = |frames: u32| frames as usize / FRAMES_PER_TOKEN;
+        let embeddings: Result<Vec<Buffer>> = shape.iter().map(|&n| device.alloc(n_tokens(n) * row_bytes)).collect();
+        let embeddings = embeddings?;
+        let attention = self.attention_kind(kernels, &shape);
+        let layout = self.fill(device, pass, attention)?;
 
-        if self.use_graphs && !trace.is_on() && n_frames / 2 <= GRAPH_ROWS {
-            if !self.graphs.contains_key(&shape) {
-                if self.graphs.len() >= MAX_GRAPHS {
-                    self.graphs.clear();
-                }
-                let graph = device.capture(|| self.launch(kernels, &shape, &layout, trace))?;
-                self.graphs.insert(shape.clone(), graph);
+        let record = self.use_graphs && !trace.is_on() && n_frames / 2 <= GRAPH_ROWS;
+        if record && !self.graphs.contains_key(&shape) {
+            if self.graphs.len() >= MAX_GRAPHS {
+                self.graphs.clear();
             }
+            let graph = device.capture(|| self.launch(kernels, &shape, attention, &layout, trace))?;
+            self.graphs.insert(shape.clone(), graph);
+        }
+        pass.iter_mut().for_each(|part| part.stream.struck = true);
+        if record {
             self.graphs.get_mut(&shape).expect("just inserted").launch()?;
         } else {
-            self.launch(kernels, &shape, &layout, trace)?;
+            self.launch(kernels, &shape, attention, &layout, trace)?;
         }
-
-        let row_bytes = padded(self.params.decoder.dim) * 4;
-        let scratch = self.scratch.as_ref().expect("reserved");
-        let mut source = scratch.embeddings.address();
-        for (part, n_frames) in pass.iter_mut().zip(shape) {
-            let n = n_frames as usize / FRAMES_PER_TOKEN;
-            let buffer = device.alloc(n * row_bytes)?;
+        let mut source = self.scratch.as_ref().expect("reserved").embeddings.address();
+        for (buffer, &n) in embeddings.iter().zip(&shape) {
             // SAFETY: the pass has written that many rows.
-            unsafe { device.copy(buffer.address(), source, n * row_bytes)? };
-            source += (n * row_bytes) as u64;
-            part.stream.push_embeddings(buffer, n);
-            part.stream.n_encoded_rows += u64::from(n_frames) / 2;
+            unsafe { device.copy(buffer.address(), source, n_tokens(n) * row_bytes)? };
+            source += (n_tokens(n) * row_bytes) as u64;
         }
         // the host block is written again for the next pass
-        device.finish()
+        device.finish()?;
+        for ((part, buffer), n) in pass.iter_mut().zip(embeddings).zip(shape) {
+            part.stream.push_embeddings(buffer, n_tokens(n));
+            part.stream.n_encoded_rows += u64::from(n) / 2;
+            part.stream.struck = false;
+        }
+        Ok(())
+    }
+
+    fn attention_kind(&self, kernels: &Kernels, shape: &[u32]) -> AttentionKind {
+        let e = &self.params.encoder;
+        kernels.encoder_attention().kind(shape.iter().map(|&n| n as usize / 2), e.n_heads)
     }
 
     /// Makes the scratch memory large enough.
@@ -175,15 +190,14 @@ impl Encoder {
         let (p, e) = (&self.params, &self.params.encoder);
         let rows = n_frames / 2;
         let tokens = rows / DOWNSAMPLE;
-        let input = n_segments * size_of::<Segment>()
-            + n_frames * TABLE_BYTES_PER_FRAME
-            + (n_frames + 2 * n_segments) * padded(p.n_mels) * 2;
+        let input = n_segments * size_of::<Segment>() + n_frames * (TABLE_BYTES_PER_FRAME + p.n_mels * 4);
         let f16 = |rows: usize, width: usize| device.alloc_zeros(rows * padded(width) * 2);
         self.scratch = Some(Scratch {
             n_frames,
             n_segments,
             host: Pinned::new(device, input)?,
             input: device.alloc(input)?,
+            mel: f16(n_frames + 2 * n_segments, p.n_mels)?,
             conv: f16(n_frames + 2 * n_segments, e.dim)?,
             x: device.alloc_zeros(rows * padded(e.dim) * 4)?,
             h: f16(rows, e.dim)?,
@@ -199,13 +213,13 @@ impl Encoder {
 
     /// Writes the pass's tables and frames, and sends them to the device. Where a table is depends on the scratch's size
     /// alone, so graphs find it.
-    fn fill(&mut self, device: &Device, pass: &mut [Part<'_>]) -> Result<Layout> {
-        let (n_mels, width) = (self.params.n_mels, padded(self.params.n_mels));
+    fn fill(&mut self, device: &Device, pass: &[Part<'_>], attention: AttentionKind) -> Result<Layout> {
+        let n_mels = self.params.n_mels;
         let scratch = self.scratch.as_mut().expect("reserved");
         let base = scratch.input.address();
         let segments_bytes = scratch.n_segments * size_of::<Segment>();
         let table = |i: usize| segments_bytes + i * scratch.n_frames * 8;
-        let mel_at = segments_bytes + scratch.n_frames * TABLE_BYTES_PER_FRAME;
+        let frames_at = segments_bytes + scratch.n_frames * TABLE_BYTES_PER_FRAME;
         let at = |offset: usize| base + offset as u64;
         let layout = Layout {
             segments: base,
@@ -214,50 +228,47 @@ impl Encoder {
             conv0_in: at(table(2)),
             conv0_out: at(table(3)),
             conv1_in: at(table(4)),
-            mel: at(mel_at),
+            frames: at(frames_at),
         };
 
         let mut segments = Vec::with_capacity(pass.len());
         let mut tables: [Vec<i32>; 5] = Default::default();
         let (mut row, mut frame) = (0, 0);
         let host = scratch.host.as_mut_slice();
-        let mut mel = &mut host[mel_at..];
-        for (i, part) in pass.iter_mut().enumerate() {
+        let mut rest = &mut host[frames_at..];
+        for (i, part) in pass.iter().enumerate() {
             let n_frames = part.log_mel.len() / n_mels;
             let n_rows = n_frames / 2;
-            let stream = &mut *part.stream;
+            let stream = &*part.stream;
             let position = stream.n_encoded_rows as i32;
             // a segment's frames come after the two before it, and so do its rows of the first convolution, after one
             let first_frame = (frame + 2 * i) as i32;
             segments.push(Segment {
                 ring: stream.encoder_ring.address(),
                 conv_tail: stream.conv_tail.address(),
+                mel_tail: stream.mel_tail.address(),
                 first_row: row as i32,
                 n_rows: n_rows as i32,
                 position,
                 first_conv: first_frame,
             });
             let [tiles, positions, conv0_in, conv0_out, conv1_in] = &mut tables;
-            tiles.extend((0..n_rows).step_by(TILE).flat_map(|first| [i as i32, first as i32]));
+            tiles.extend((0..n_rows).step_by(attention.tile()).flat_map(|first| [i as i32, first as i32]));
             positions.extend((0..n_rows as i32).map(|r| position + r));
             conv0_in.extend((0..n_frames as i32).map(|f| first_frame + f));
             conv0_out.extend((0..n_frames as i32).map(|f| first_frame + 1 + f));
             conv1_in.extend((0..n_rows as i32).map(|r| first_frame + 2 * r));
 
-            let rounded = part.log_mel.iter().map(|&x| f16::from_f32(x).to_bits());
-            let mut all = std::mem::take(&mut stream.mel_tail);
-            all.extend(rounded);
-            let (own, rest) = std::mem::take(&mut mel).split_at_mut((n_frames + 2) * width * 2);
-            for (out, frame) in own.chunks_exact_mut(width * 2).zip(all.chunks_exact(n_mels)) {
-                out[..n_mels * 2].copy_from_slice(bytes_of(frame));
-                out[n_mels * 2..].fill(0);
-            }
-            mel = rest;
-            stream.mel_tail = all.split_off(all.len() - 2 * n_mels);
+            let bytes = bytes_of(part.log_mel);
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+            own.par_chunks_mut(COPY_BYTES)
+                .zip(bytes.par_chunks(COPY_BYTES))
+                .for_each(|(to, from)| to.copy_from_slice(from));
+            rest = others;
             row += n_rows;
             frame += n_frames;
         }
-        let used = mel_at + (frame + 2 * pass.len()) * width * 2;
+        let used = frames_at + frame * n_mels * 4;
         let segment_bytes = bytes_of(&segments);
         host[..segment_bytes.len()].copy_from_slice(segment_bytes);
         for (i, values) in tables.iter().enumerate() {
@@ -269,15 +280,24 @@ impl Encoder {
         Ok(layout)
     }
 
-    fn launch(&self, kernels: &Kernels, shape: &[u32], layout: &Layout, trace: &mut Tracer) -> Result<()> {
+    fn launch(
+        &self,
+        kernels: &Kernels,
+        shape: &[u32],
+        attention: AttentionKind,
+        layout: &Layout,
+        trace: &mut Tracer,
+    ) -> Result<()> {
         let (p, e) = (&self.params, &self.params.encoder);
         let s = self.scratch.as_ref().expect("reserved");
         let n_frames: u32 = shape.iter().sum();
         let rows = n_frames as usize / 2;
         let tokens = rows / DOWNSAMPLE;
-        let n_tiles: usize = shape.iter().map(|&n| (n as usize / 2).div_ceil(TILE)).sum();
+        let n_tiles: usize = shape.iter().map(|&n| (n as usize / 2).div_ceil(attention.tile())).sum();
         let n_slots = encoder_slots(e);
-        let n_kept = (shape.iter().max().map_or(0, |&n| n as usize) / 2).min(n_slots);
+        let longest = shape.iter().max().map_or(0, |&n| n as usize);
+        // segments of a tile find room in the rings beside all that the pass looks back on
+        let keep = attention == AttentionKind::Few && longest / 2 <= FEW_TILE;
         let dim = padded(e.dim);
         let qkv_width = padded(e.q_dim() + 2 * e.kv_dim());
         let product = |matrix: &Matrix, x: &Buffer, m: usize, out: &Buffer, epilogue: Epilogue| Gemm {
@@ -288,27 +308,20 @@ impl Encoder {
             out: out.address(),
             out_rows: 0,
             rope: 0,
-            rows: 0,
-            best: 0,
             x_stride: matrix.k as i32,
             out_stride: matrix.n as i32,
             m: m as i32,
             n: matrix.n as i32,
             k: matrix.k as i32,
             epilogue,
-            q_dim: e.q_dim() as i32,
-            kv_dim: e.kv_dim() as i32,
+            n_turned: (e.q_dim() + e.kv_dim()) as i32,
             head_dim: e.head_dim as i32,
-            layer: 0,
         };
         let bias = |bias: &Option<Buffer>| bias.as_ref().map_or(0, Buffer::address);
         let norm = |weight: &Buffer| RmsNorm {
             x: s.x.address(),
             weight: weight.address(),
             h: s.h.address(),
-            rows: 0,
-            index: 0,
-            layer: 0,
             dim: e.dim as i32,
             stride: dim as i32,
             eps: e.norm_eps,
@@ -318,13 +331,23 @@ impl Encoder {
         // for this shape, and matrices and rings have the sizes that the parameters say.
         unsafe {
             let [(conv0, bias0), (conv1, bias1)] = &self.conv;
+            kernels.mel_frames(
+                longest,
+                shape.len(),
+                &MelFrames {
+                    segments: layout.segments,
+                    frames: layout.frames,
+                    out: s.mel.address(),
+                    n_mels: p.n_mels as i32,
+                    width: padded(p.n_mels) as i32,
+                },
+            )?;
             kernels.gemm(&Gemm {
-                x: layout.mel,
                 x_rows: layout.conv0_in,
                 x_stride: padded(p.n_mels) as i32,
                 bias: bias0.address(),
                 out_rows: layout.conv0_out,
-                ..product(conv0, &s.input, n_frames as usize, &s.conv, Epilogue::GeluF16)
+                ..product(conv0, &s.mel, n_frames as usize, &s.conv, Epilogue::GeluF16)
             })?;
             kernels.conv_tails(
                 shape.len(),
@@ -341,7 +364,6 @@ impl Encoder {
                 rows,
                 &RopeAngles {
                     positions: layout.positions,
-                    rows: 0,
                     frequencies: self.frequencies.address(),
                     angles: s.angles.address(),
                     half: e.head_dim as i32 / 2,
@@ -349,16 +371,17 @@ impl Encoder {
             )?;
 
             for (i, layer) in self.layers.iter().enumerate() {
-                kernels.rms_norm(rows, &norm(&layer.attention_norm))?;
-                kernels.gemm(&Gemm {
+                let qkv = Gemm {
                     bias: bias(&layer.qkv_bias),
                     rope: s.angles.address(),
                     ..product(&layer.qkv, &s.h, rows, &s.qkv, Epilogue::QkvF16)
-                })?;
-                kernels.encoder_attention(
-                    n_tiles,
+                };
+                kernels.normed_gemm(&qkv, &norm(&layer.attention_norm))?;
+                kernels.encoder_attention().launch(
+                    kernels.device(),
+                    attention,
+                    [rows, n_tiles],
                     e.n_heads,
-                    e.head_dim,
                     &EncoderAttention {
                         segments: layout.segments,
                         tiles: layout.tiles,
@@ -373,28 +396,31 @@ impl Encoder {
                         n_slots: n_slots as i32,
                         window: e.sliding_window as i32,
                         scale: super::softmax_scale(e),
+                        keep: i32::from(keep),
                     },
                 )?;
-                kernels.keep_keys(
-                    n_kept,
-                    shape.len(),
-                    &KeepKeys {
-                        segments: layout.segments,
-                        qkv: s.qkv.address(),
-                        stride: qkv_width as i32,
-                        q_dim: e.q_dim() as i32,
-                        kv_dim: e.kv_dim() as i32,
-                        layer: i as i32,
-                        n_slots: n_slots as i32,
-                    },
-                )?;
+                if !keep {
+                    kernels.keep_keys(
+                        (longest / 2).min(n_slots),
+                        shape.len(),
+                        &KeepKeys {
+                            segments: layout.segments,
+                            qkv: s.qkv.address(),
+                            stride: qkv_width as i32,
+                            q_dim: e.q_dim() as i32,
+                            kv_dim: e.kv_dim() as i32,
+                            layer: i as i32,
+                            n_slots: n_slots as i32,
+                        },
+                    )?;
+                }
                 let wo = product(&layer.wo, &s.attended, rows, &s.x, Epilogue::AddF32);
                 kernels.gemm(&Gemm { bias: bias(&layer.wo_bias), ..wo })?;
-                kernels.rms_norm(rows, &norm(&layer.ffn_norm))?;
-                kernels.gemm(&Gemm {
+                let w13 = Gemm {
                     out_stride: padded(e.hidden_dim) as i32,
                     ..product(&layer.w13, &s.h, rows, &s.hidden, Epilogue::SwigluF16)
-                })?;
+                };
+                kernels.normed_gemm(&w13, &norm(&layer.ffn_norm))?;
                 let w2 = product(&layer.w2, &s.hidden, rows, &s.x, Epilogue::AddF32);
                 kernels.gemm(&Gemm { bias: bias(&layer.w2_bias), ..w2 })?;
                 trace.f32("encoder_layer", i, &s.x, rows, dim, e.dim)?;

@@ -2,11 +2,14 @@
 
 use super::Cuda;
 use super::stream::{CudaStream, encoder_slots};
-use crate::Result;
 use crate::backend::{Export, KvState, StreamState};
+use crate::{Error, Result};
 
 impl Export for Cuda {
     fn export(&mut self, stream: &CudaStream) -> Result<StreamState> {
+        if stream.struck {
+            return Err(Error::Backend("CUDA: the stream was struck in the middle of an encoder pass".into()));
+        }
         let device = self.kernels.device();
         device.enter()?;
         // a GPU that has failed says so here

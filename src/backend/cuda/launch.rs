@@ -2,15 +2,12 @@
 
 use std::sync::Arc;
 
+use super::attention::Attention;
 use super::device::{Address, Device, Kernel};
+use super::gemm::{Gemm, Products};
 use crate::Result;
 use crate::backend::CudaOptions;
 use crate::{Error, model::params::TransformerParams};
-
-/// Keys of a block and queries of a tile in encoder attention.
-pub const TILE: usize = 64;
-/// Head widths that encoder attention is compiled for.
-const HEAD_DIMS: [usize; 3] = [16, 64, 128];
 
 /// One decoder position, as the kernels see it.
 #[repr(C)]
@@ -34,46 +31,11 @@ pub const NO_ROW: u32 = 255;
 pub struct Segment {
     pub ring: Address,
     pub conv_tail: Address,
+    pub mel_tail: Address,
     pub first_row: i32,
     pub n_rows: i32,
     pub position: i32,
     pub first_conv: i32,
-}
-
-/// What a product does with its sums.
-#[repr(i32)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Epilogue {
-    StoreF32 = 0,
-    AddF32 = 1,
-    GeluF32 = 2,
-    GeluF16 = 3,
-    SwigluF16 = 4,
-    QkvF16 = 5,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Gemm {
-    pub weights: Address,
-    pub x: Address,
-    pub x_rows: Address,
-    pub bias: Address,
-    pub out: Address,
-    pub out_rows: Address,
-    pub rope: Address,
-    pub rows: Address,
-    pub best: Address,
-    pub x_stride: i32,
-    pub out_stride: i32,
-    pub m: i32,
-    pub n: i32,
-    pub k: i32,
-    pub epilogue: Epilogue,
-    pub q_dim: i32,
-    pub kv_dim: i32,
-    pub head_dim: i32,
-    pub layer: i32,
 }
 
 #[repr(C)]
@@ -82,9 +44,6 @@ pub struct RmsNorm {
     pub x: Address,
     pub weight: Address,
     pub h: Address,
-    pub rows: Address,
-    pub index: Address,
-    pub layer: i32,
     pub dim: i32,
     pub stride: i32,
     pub eps: f32,
@@ -94,10 +53,19 @@ pub struct RmsNorm {
 #[derive(Clone, Copy)]
 pub struct RopeAngles {
     pub positions: Address,
-    pub rows: Address,
     pub frequencies: Address,
     pub angles: Address,
     pub half: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MelFrames {
+    pub segments: Address,
+    pub frames: Address,
+    pub out: Address,
+    pub n_mels: i32,
+    pub width: i32,
 }
 
 #[repr(C)]
@@ -118,24 +86,6 @@ pub struct KeepKeys {
     pub kv_dim: i32,
     pub layer: i32,
     pub n_slots: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct EncoderAttention {
-    pub segments: Address,
-    pub tiles: Address,
-    pub qkv: Address,
-    pub out: Address,
-    pub stride: i32,
-    pub out_stride: i32,
-    pub q_dim: i32,
-    pub kv_dim: i32,
-    pub group: i32,
-    pub layer: i32,
-    pub n_slots: i32,
-    pub window: i32,
-    pub scale: f32,
 }
 
 #[repr(C)]
@@ -186,26 +136,16 @@ pub struct Widen {
     pub n: i32,
 }
 
-/// A tile shape of the product kernel.
-struct GemmShape {
-    kernel: Kernel,
-    bn: u32,
-    bm: u32,
-    threads: u32,
-    shared_bytes: u32,
-}
-
 /// All kernels of the backend.
 pub struct Kernels {
     device: Arc<Device>,
-    /// Product kernels, from few rows to many.
-    whole: Vec<GemmShape>,
+    products: Products,
+    encoder_attention: Attention,
     rms_norm: Kernel,
     rope_angles: Kernel,
+    mel_frames: Kernel,
     conv_tails: Kernel,
     keep_keys: Kernel,
-    /// In the order of [`HEAD_DIMS`].
-    encoder_attention: Vec<Kernel>,
     pack: Kernel,
     pack_tiles: Kernel,
     pack_rows: Kernel,
@@ -213,7 +153,7 @@ pub struct Kernels {
 }
 
 /// The compiled `kernels/*.cu`, with the index of each.
-const FATBINS: [&[u8]; 7] = [
+const FATBINS: [&[u8]; 10] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/gemm.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/pack.fatbin")),
@@ -221,54 +161,38 @@ const FATBINS: [&[u8]; 7] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/decoder.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/decoder_pack.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/decoder_steps.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/gemm_wide.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/encoder_attention_wide.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/gemm_few.fatbin")),
 ];
-const GEMM: usize = 0;
+pub const GEMM: usize = 0;
 const ROWS: usize = 1;
 const PACK: usize = 2;
-const ENCODER_ATTENTION: usize = 3;
+pub const ENCODER_ATTENTION: usize = 3;
 pub const DECODER: usize = 4;
 const DECODER_PACK: usize = 5;
 pub const DECODER_STEPS: usize = 6;
+pub const GEMM_WIDE: usize = 7;
+pub const ENCODER_ATTENTION_WIDE: usize = 8;
+pub const GEMM_FEW: usize = 9;
 
 /// The error for a model of a shape that the kernels are not made for.
 pub fn unsupported<T>(what: String) -> Result<T> {
     Err(Error::Backend(format!("CUDA: {what} (--device cpu takes any)")))
 }
 
-fn encoder_attention_bytes(head_dim: usize) -> u32 {
-    (3 * 2 * TILE * head_dim * 2) as u32
-}
-
 impl Kernels {
     /// Opens a GPU and prepares all kernels but the decoder's for heads of this stack.
     pub fn open(options: &CudaOptions, encoder: &TransformerParams) -> Result<Self> {
-        if !HEAD_DIMS.contains(&encoder.head_dim) {
-            return unsupported(format!("encoder head_dim is {}, supported are {HEAD_DIMS:?}", encoder.head_dim));
-        }
         let device = Device::open(options, &FATBINS)?;
-        let gemm = |name, bn: u32, bm: u32, threads, bk: u32, stages: u32| {
-            let shared_bytes = stages * (bn + bm) * bk * 2;
-            Ok(GemmShape { kernel: device.kernel(GEMM, name, shared_bytes)?, bn, bm, threads, shared_bytes })
-        };
-        let whole: Result<_> = [
-            gemm("gemm_16x8", 16, 8, 128, 128, 8),
-            gemm("gemm_16x16", 16, 16, 128, 128, 6),
-            gemm("gemm_16x32", 16, 32, 128, 128, 5),
-            gemm("gemm_32x64", 32, 64, 256, 128, 3),
-            gemm("gemm_64x64", 64, 64, 128, 64, 4),
-            gemm("gemm_128x128", 128, 128, 256, 64, 3),
-        ]
-        .into_iter()
-        .collect();
-        let attention = [("encoder_attention_16", 16), ("encoder_attention_64", 64), ("encoder_attention_128", 128)]
-            .map(|(name, head_dim)| device.kernel(ENCODER_ATTENTION, name, encoder_attention_bytes(head_dim)));
         Ok(Self {
-            whole: whole?,
+            products: Products::new(&device)?,
+            encoder_attention: Attention::new(&device, encoder.head_dim)?,
+            mel_frames: device.kernel(ROWS, "mel_frames", 0)?,
             rms_norm: device.kernel(ROWS, "rms_norm", 0)?,
             rope_angles: device.kernel(ROWS, "rope_angles", 0)?,
             conv_tails: device.kernel(ROWS, "conv_tails", 0)?,
             keep_keys: device.kernel(ROWS, "keep_keys", 0)?,
-            encoder_attention: attention.into_iter().collect::<Result<_>>()?,
             pack_tiles: device.kernel(DECODER_PACK, "pack_tiles", 0)?,
             pack_rows: device.kernel(DECODER_STEPS, "pack_rows", 0)?,
             pack: device.kernel(PACK, "pack", 0)?,
@@ -281,38 +205,53 @@ impl Kernels {
         &self.device
     }
 
+    #[cfg(all(test, feature = "gpu-tests"))]
+    pub fn products(&self) -> &Products {
+        &self.products
+    }
+
     /// The encoder's product: any number of rows.
     ///
     /// # Safety
     /// All addresses must be those of allocations large enough for the shapes given, as for every launch below.
     pub unsafe fn gemm(&self, a: &Gemm) -> Result<()> {
-        unsafe { self.multiply(&self.whole, a) }
+        unsafe { self.products.launch(&self.device, a) }
     }
 
-    /// With the largest tiles that are not mostly padding and still give every multiprocessor one. Sums are the same in
-    /// all shapes of a family.
-    unsafe fn multiply(&self, family: &[GemmShape], a: &Gemm) -> Result<()> {
-        let (m, n) = (a.m as u32, (a.n as u32).next_multiple_of(128));
-        let grid = |shape: &GemmShape| [n / shape.bn, m.div_ceil(shape.bm), 1];
-        let fitting = |shape: &&GemmShape| shape.bm <= m.next_power_of_two().max(8);
-        let full = |shape: &&GemmShape| grid(shape).iter().product::<u32>() >= self.device.n_multiprocessors;
-        // where none fills the GPU: the least waste among those of few weights
-        let narrow = || family.iter().filter(fitting).rfind(|shape| shape.bn == family[0].bn).unwrap_or(&family[0]);
-        let shape = family.iter().filter(fitting).rfind(full).unwrap_or_else(narrow);
-        let grid = grid(shape);
-        unsafe { self.device.launch(&shape.kernel, grid, shape.threads, shape.shared_bytes, a) }
+    /// A norm, and the product of what it gives.
+    ///
+    /// # Safety
+    /// As for [`gemm`](Self::gemm).
+    pub unsafe fn normed_gemm(&self, a: &Gemm, norm: &RmsNorm) -> Result<()> {
+        unsafe {
+            if !self.products.launch_normed(&self.device, a, norm)? {
+                self.rms_norm(a.m as usize, norm)?;
+                self.gemm(a)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn encoder_attention(&self) -> &Attention {
+        &self.encoder_attention
     }
 
     /// # Safety
     /// As for [`gemm`](Self::gemm).
     pub unsafe fn rms_norm(&self, n_rows: usize, a: &RmsNorm) -> Result<()> {
-        unsafe { self.device.launch(&self.rms_norm, [n_rows as u32, 1, 1], 256, 0, a) }
+        unsafe { self.device.launch(&self.rms_norm, [n_rows as u32, 1, 1], 32, 0, a) }
     }
 
     /// # Safety
     /// As for [`gemm`](Self::gemm).
     pub unsafe fn rope_angles(&self, n_rows: usize, a: &RopeAngles) -> Result<()> {
         unsafe { self.device.launch(&self.rope_angles, [n_rows as u32, 1, 1], 64, 0, a) }
+    }
+
+    /// # Safety
+    /// As for [`gemm`](Self::gemm).
+    pub unsafe fn mel_frames(&self, n_frames: usize, n_segments: usize, a: &MelFrames) -> Result<()> {
+        unsafe { self.device.launch(&self.mel_frames, [n_frames as u32 + 2, n_segments as u32, 1], 128, 0, a) }
     }
 
     /// # Safety
@@ -325,21 +264,6 @@ impl Kernels {
     /// As for [`gemm`](Self::gemm).
     pub unsafe fn keep_keys(&self, n_rows: usize, n_segments: usize, a: &KeepKeys) -> Result<()> {
         unsafe { self.device.launch(&self.keep_keys, [n_rows as u32, n_segments as u32, 1], 256, 0, a) }
-    }
-
-    /// # Safety
-    /// As for [`gemm`](Self::gemm).
-    pub unsafe fn encoder_attention(
-        &self,
-        n_tiles: usize,
-        n_heads: usize,
-        head_dim: usize,
-        a: &EncoderAttention,
-    ) -> Result<()> {
-        let which = HEAD_DIMS.iter().position(|&n| n == head_dim).expect("checked on loading");
-        let grid = [n_tiles as u32, n_heads as u32, 1];
-        let shared_bytes = encoder_attention_bytes(head_dim);
-        unsafe { self.device.launch(&self.encoder_attention[which], grid, 128, shared_bytes, a) }
     }
 
     /// # Safety

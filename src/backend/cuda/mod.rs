@@ -5,15 +5,19 @@
 //! row it belongs to, so a row's bits do not change with the number of rows, their company, or whether launches come from
 //! a graph.
 
+mod attention;
 mod cublaslt;
 mod decoder;
 mod device;
 mod encoder;
 mod export;
+mod gemm;
 mod launch;
 mod library_pass;
 mod pass;
 mod stream;
+#[cfg(all(test, feature = "gpu-tests"))]
+mod test_data;
 mod weights;
 
 use std::collections::HashMap;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use half::f16;
 
+use super::attention::{FEW_TILE, KEYS};
 use super::device::{Address, Buffer, Device, bytes_of_mut};
 use super::pass::{CHUNK, HEAD_DIM};
 use crate::Result;
@@ -23,13 +24,16 @@ struct Embeddings {
 /// State of one stream.
 pub struct CudaStream {
     /// Last mel frames in F16, `[2, n_mels]`.
-    pub(super) mel_tail: Vec<u16>,
-    /// Last row of the first convolution, `[dim]`.
+    pub(super) mel_tail: Buffer,
+    /// Last row of the first convolution in F16, `[padded dim]`.
     pub(super) conv_tail: Buffer,
-    /// `[n_layers, 2, n_slots, kv_dim]`
+    /// Keys after rotation and values in F16, `[n_layers, 2, encoder_slots, kv_dim]`; position `p` in slot
+    /// `p % encoder_slots`.
     pub(super) encoder_ring: Buffer,
     /// Encoder rows so far.
     pub(super) n_encoded_rows: u64,
+    /// Whether an encoder pass over the stream began and did not end: the state above is then of no use.
+    pub(super) struck: bool,
     /// `[n_layers, 2]` planes; `kernels/decoder_attention.cuh` has their layout.
     pub(super) decoder_ring: Buffer,
     /// A multiple of [`CHUNK`].
@@ -42,9 +46,9 @@ pub struct CudaStream {
     pub(super) ffn_scale: Arc<Buffer>,
 }
 
-/// Slots of an encoder ring: the rows before a pass that its first query sees.
+/// Slots of an encoder ring: the rows before a pass that its first query sees, and room for those of a pass of few.
 pub fn encoder_slots(p: &TransformerParams) -> usize {
-    (p.sliding_window - 1).next_multiple_of(64).max(64)
+    (p.sliding_window - 1 + FEW_TILE).next_multiple_of(KEYS)
 }
 
 fn ring_bytes(p: &TransformerParams, n_slots: usize) -> usize {
@@ -62,10 +66,11 @@ impl CudaStream {
         let [n_mels, dim] = widths;
         let n_slots = FIRST_SLOTS;
         Ok(Self {
-            mel_tail: vec![0; 2 * n_mels],
+            mel_tail: device.alloc_zeros(2 * n_mels * 2)?,
             conv_tail: device.alloc_zeros(dim * 2)?,
             encoder_ring: device.alloc(ring_bytes(encoder, encoder_slots(encoder)))?,
             n_encoded_rows: 0,
+            struck: false,
             decoder_ring: device.alloc_zeros(ring_bytes(decoder, n_slots))?,
             n_slots,
             position: 0,
@@ -128,11 +133,8 @@ impl CudaStream {
 
     /// Last two mel frames, `[2, n_mels]`, and last row of the first convolution, `[dim]`.
     pub fn encoder_tails(&self, device: &Device, dim: usize) -> Result<[Vec<f32>; 2]> {
-        let mut conv = vec![0u16; dim];
-        // SAFETY: the buffer holds so many numbers.
-        unsafe { device.download(bytes_of_mut(&mut conv), self.conv_tail.address())? };
-        let widen = |numbers: &[u16]| numbers.iter().map(|&bits| f16::from_bits(bits).to_f32()).collect();
-        Ok([widen(&self.mel_tail), widen(&conv)])
+        let mel = self.mel_tail.download(device, 0, self.mel_tail.n_bytes() / 2)?;
+        Ok([mel, self.conv_tail.download(device, 0, dim)?])
     }
 
     /// Keys and values of the encoder rows from `first` on, for each layer: `[n_rows, kv_dim]`. `first` must be in the
@@ -140,15 +142,12 @@ impl CudaStream {
     pub fn encoder_kv(&self, device: &Device, p: &TransformerParams, first: u64) -> Result<Vec<[Vec<f32>; 2]>> {
         let (n_slots, kv_dim) = (encoder_slots(p), p.kv_dim());
         assert!(self.n_encoded_rows - first <= n_slots as u64, "rows that are gone");
-        let mut ring = vec![0u16; p.n_layers * 2 * n_slots * kv_dim];
-        // SAFETY: that is the ring's size.
-        unsafe { device.download(bytes_of_mut(&mut ring), self.encoder_ring.address())? };
         let plane = |i: usize| {
+            let plane = self.encoder_ring.download(device, i * n_slots * kv_dim, n_slots * kv_dim)?;
             let slots = (first..self.n_encoded_rows).map(|position| (position % n_slots as u64) as usize);
-            let rows = slots.flat_map(|slot| &ring[(i * n_slots + slot) * kv_dim..][..kv_dim]);
-            rows.map(|&bits| f16::from_bits(bits).to_f32()).collect()
+            Ok(slots.flat_map(|slot| &plane[slot * kv_dim..][..kv_dim]).copied().collect())
         };
-        Ok((0..p.n_layers).map(|layer| [plane(2 * layer), plane(2 * layer + 1)]).collect())
+        (0..p.n_layers).map(|layer| Ok([plane(2 * layer)?, plane(2 * layer + 1)?])).collect()
     }
 
     /// The position of the first embedding that is kept, and all of them, `[n, dim]`.

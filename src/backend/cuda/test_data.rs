@@ -1,0 +1,66 @@
+//! What the kernels' tests share: a GPU, and random numbers on it.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use super::device::{Buffer, Device, bytes_of};
+use super::launch::Kernels;
+use crate::backend::CudaOptions;
+use crate::model::params::TransformerParams;
+
+/// The first GPU; these tests fail without one.
+pub fn device() -> Kernels {
+    let stack = TransformerParams {
+        dim: 128,
+        n_layers: 1,
+        head_dim: 64,
+        hidden_dim: 128,
+        n_heads: 2,
+        n_kv_heads: 2,
+        rope_theta: 1e6,
+        norm_eps: 1e-5,
+        sliding_window: 64,
+    };
+    let kernels = Kernels::open(&CudaOptions::default(), &stack).expect("these tests need a GPU");
+    kernels.device().enter().unwrap();
+    kernels
+}
+
+/// A copy on the device.
+pub fn put<T: Copy>(device: &Arc<Device>, values: &[T]) -> Buffer {
+    let buffer = device.alloc(size_of_val(values)).unwrap();
+    // SAFETY: the buffer has that size, and `values` outlive the wait.
+    unsafe { device.upload(buffer.address(), bytes_of(values)).unwrap() };
+    device.finish().unwrap();
+    buffer
+}
+
+pub fn f16_of(values: &[f32]) -> Vec<u16> {
+    values.iter().map(|&x| f16::from_f32(x).to_bits()).collect()
+}
+
+pub fn bf16_of(values: &[f32]) -> Vec<u16> {
+    values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect()
+}
+
+pub struct Random(u32);
+
+impl Random {
+    pub fn new(seed: u32) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9) | 1)
+    }
+
+    /// From -1 to 1.
+    fn next(&mut self) -> f32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        (self.0 >> 8) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// Numbers of either sign whose magnitudes are spread evenly over these powers of two.
+    pub fn spread(&mut self, n: usize, (low, high): (f32, f32)) -> Vec<f32> {
+        (0..n).map(|_| self.next() * (low + (self.next() * 0.5 + 0.5) * (high - low)).exp2()).collect()
+    }
+}
