@@ -1,4 +1,4 @@
-//! The program: one engine, inputs one after the other, text to stdout as it is recognised.
+//! The program: from arguments to an engine with its work, and to an exit code.
 
 mod bulk;
 mod commands;
@@ -7,9 +7,9 @@ mod knobs;
 mod mic;
 mod options;
 mod report;
-mod second_look;
 mod sink;
 mod transcribe;
+mod worker;
 
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -26,14 +26,19 @@ use voxtral::backend::cpu::Cpu;
 use voxtral::backend::{cuda::Cuda, handover::Handover};
 use voxtral::{Engine, Model};
 
-use self::bulk::{Batch, Outcome};
+use self::bulk::Batch;
 use self::input::silence_decoder_panics;
-use self::options::{Command, Device, Options, Request, Target, Verbosity};
+use self::options::{Command, Device, Options, Request, Verbosity};
 use self::report::say;
-use self::transcribe::transcribe;
+use self::transcribe::transcribe_all;
 
 const FAILED: u8 = 1;
 const INTERRUPTED: u8 = 130;
+/// Inputs worked on at a time: on a GPU as many as leave room for prompts in a pass of 64 rows, on CPUs, where a pass costs by
+/// the row, a few.
+#[cfg(cuda_kernels)]
+const GPU_BATCH: usize = 48;
+const CPU_BATCH: usize = 4;
 /// Interrupts within this time count as one.
 const SAME_INTERRUPT: Duration = Duration::from_millis(250);
 
@@ -61,12 +66,12 @@ pub fn main() -> ExitCode {
 }
 
 fn work(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
-    if batch.jobs.is_empty() || batch.has_failed() && options.bulk.fail_fast {
+    if !options.worker && batch.jobs.is_empty() || batch.has_failed() && options.bulk.fail_fast {
         return Ok(exit_status(batch));
     }
     match options.device {
         Device::Auto => run_on_any(options, batch, interrupted),
-        Device::Cpu => load::<Cpu>(options).and_then(|engine| run(engine, options, batch, interrupted)),
+        Device::Cpu => load::<Cpu>(options).and_then(|engine| run(engine, options, batch, interrupted, CPU_BATCH)),
         Device::Cuda => run_on_cuda(options, batch, interrupted),
     }
 }
@@ -136,7 +141,7 @@ fn report_error(error: &anyhow::Error) {
 
 #[cfg(cuda_kernels)]
 fn run_on_cuda(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
-    load::<Cuda>(options).and_then(|engine| run(engine, options, batch, interrupted))
+    load::<Cuda>(options).and_then(|engine| run(engine, options, batch, interrupted, GPU_BATCH))
 }
 
 #[cfg(not(cuda_kernels))]
@@ -150,10 +155,10 @@ fn run_on_cuda(_: &Options, _: &mut Batch, _: &AtomicBool) -> anyhow::Result<u8>
 fn run_on_any(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
     #[cfg(cuda_kernels)]
     match voxtral::backend::cuda::probe(options.backend.cuda.ordinal) {
-        Ok(()) => return run(load::<Handover<Cuda, Cpu>>(options)?, options, batch, interrupted),
+        Ok(()) => return run(load::<Handover<Cuda, Cpu>>(options)?, options, batch, interrupted, GPU_BATCH),
         Err(reason) => tracing::debug!("no GPU: {reason}"),
     }
-    load::<Cpu>(options).and_then(|engine| run(engine, options, batch, interrupted))
+    load::<Cpu>(options).and_then(|engine| run(engine, options, batch, interrupted, CPU_BATCH))
 }
 
 /// Loads the model onto a backend.
@@ -171,43 +176,19 @@ fn load<B: Backend>(options: &Options) -> anyhow::Result<Engine<B>> {
     Ok(engine)
 }
 
-/// Transcribes all inputs; the exit code.
-fn run<B: Backend>(
-    mut engine: Engine<B>,
+/// Does what was asked for; the exit code.
+fn run<B: Backend + 'static>(
+    engine: Engine<B>,
     options: &Options,
     batch: &mut Batch,
     interrupted: &AtomicBool,
+    at_a_time: usize,
 ) -> anyhow::Result<u8> {
-    let jobs = std::mem::take(&mut batch.jobs);
-    let titles = jobs.len() > 1 && options.output.target == Target::Stdout && options.verbosity != Verbosity::Silent;
-    for job in &jobs {
-        if titles {
-            say(format_args!("{}:\n", job.input.name()));
-        }
-        let start = Instant::now();
-        let span = tracing::debug_span!("input", name = job.input.name());
-        let result = span.in_scope(|| transcribe(&mut engine, job, &batch.progress(), options, interrupted));
-        let is_interrupted = interrupted.load(Ordering::Relaxed);
-        let (n_samples, error) = match result {
-            Ok(_) if is_interrupted && !job.input.is_live() => return Ok(INTERRUPTED),
-            Ok(n_samples) => (n_samples, None),
-            Err(error) if is_broken_pipe(&error) => return Err(error),
-            Err(error) => {
-                let named = matches!(error.downcast_ref(), Some(voxtral::Error::Io { .. }));
-                (0, Some(format!("{:#}", if named { error } else { error.context(job.input.name()) })))
-            }
-        };
-        let failed = error.is_some();
-        batch.end(job, Outcome { n_samples, time: start.elapsed(), error })?;
-        if is_interrupted {
-            // stopping a live stream is how it ends; stopping work on files leaves some undone
-            return Ok(if job.input.is_live() { exit_status(batch) } else { INTERRUPTED });
-        }
-        if failed && options.bulk.fail_fast {
-            break;
-        }
+    let at_a_time = options.batch.unwrap_or(at_a_time);
+    if options.worker {
+        return worker::serve(vec![engine], options, interrupted, at_a_time);
     }
-    Ok(exit_status(batch))
+    transcribe_all(vec![engine], options, batch, interrupted, at_a_time)
 }
 
 fn exit_status(batch: &Batch) -> u8 {

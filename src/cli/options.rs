@@ -154,6 +154,18 @@ struct Arguments {
     #[arg(long, value_name = "N|auto", env = "VOX_DRAFT", hide_env = true, default_value = "auto", value_parser = draft)]
     draft: Draft,
 
+    /// Inputs worked on at a time, in passes that they share; auto is 48 on a GPU, 4 on CPUs, fewer where memory is short
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = batch)]
+    batch: BatchArgument,
+
+    /// Write each transcript as soon as it is done, not in the order of the inputs
+    #[arg(long)]
+    unordered: bool,
+
+    /// Answer requests on stdin: lines of T, id and path, or P, id and number of bytes of s16le that follow, tabs between
+    #[arg(long, conflicts_with_all = ["input", "files", "stdin", "output", "format", "tokens"])]
+    worker: bool,
+
     /// Tell what happens, to stderr
     #[arg(long)]
     debug: bool,
@@ -437,6 +449,11 @@ pub struct Options {
     pub session: SessionOptions,
     pub output: Output,
     pub draft: Draft,
+    /// Inputs worked on at a time; as many as are good for the device when absent.
+    pub batch: Option<usize>,
+    pub unordered: bool,
+    /// Take requests instead of inputs.
+    pub worker: bool,
     pub device: Device,
     pub backend: BackendOptions,
     pub verbosity: Verbosity,
@@ -460,7 +477,7 @@ impl Options {
         if a.from_mic {
             inputs.push(Input::Microphone(a.mic));
         }
-        if inputs.is_empty() && a.list.is_empty() {
+        if inputs.is_empty() && a.list.is_empty() && !a.worker {
             return Err(usage("nothing to transcribe: name audio files, or use --stdin"));
         }
         let list_on_stdin = a.list.iter().filter(|list| list.as_os_str() == "-").count();
@@ -499,6 +516,9 @@ impl Options {
             session: SessionOptions { delay: a.delay, interval: a.interval, alternatives: a.alt, probabilities },
             output,
             draft: a.draft,
+            batch: a.batch.0,
+            unordered: a.unordered,
+            worker: a.worker,
             device: a.device.device,
             backend: BackendOptions {
                 threads: a.threads.map(usize::from),
@@ -676,6 +696,20 @@ fn segment_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// How many inputs at a time; as many as are good where nothing is said.
+#[derive(Debug, Clone, Copy)]
+struct BatchArgument(Option<usize>);
+
+fn batch(text: &str) -> Result<BatchArgument, String> {
+    match text {
+        "auto" => Ok(BatchArgument(None)),
+        _ => match text.parse() {
+            Ok(n @ 1..=1024) => Ok(BatchArgument(Some(n))),
+            _ => Err("expected auto or 1 to 1024".into()),
+        },
+    }
+}
+
 fn draft(text: &str) -> Result<Draft, String> {
     match text {
         "auto" => Ok(Draft::Auto),
@@ -723,6 +757,9 @@ mod tests {
         assert_eq!((o.session.interval, o.session.delay.unwrap().tokens()), (Duration::from_millis(80), 30));
         assert_eq!((o.backend.threads, o.output.style), (Some(3), Style::TokenIds));
         assert_eq!(parse("-d m -i -", &[]).unwrap().selection.named, [Input::Stdin]);
+        let o = parse("-d m --worker --batch 7 --unordered", &[]).unwrap();
+        assert_eq!((o.worker, o.batch, o.unordered), (true, Some(7), true));
+        assert_eq!(parse("-d m a --batch auto", &[]).unwrap().batch, None);
         assert_eq!(parse("-d m a --draft 63", &[]).unwrap().draft, Draft::Fixed(63));
         assert_eq!(parse("-d m a --draft auto", &[]).unwrap().draft, parse("-d m a", &[]).unwrap().draft);
         assert_eq!(parse("-d m a --alt 0.5", &[]).unwrap().session.alternatives, Some(0.5));
@@ -876,6 +913,8 @@ mod tests {
             "-d m a --max-segment-seconds 0.5",
             "-d m a --max-segment-seconds inf",
             "-d m a --draft 64",
+            "-d m a --batch 0",
+            "-d m a --worker",
             "-d m a --draft -1",
             "-d m a --draft some",
             "-d m a --device tpu",

@@ -44,6 +44,15 @@ pub fn print_timings(stats: Stats, n_samples: u64, wall: Duration, decoder_bytes
     ));
 }
 
+/// Prints how many inputs were open at a time and the most memory that this took, where the system tells.
+pub fn print_memory(n_open: usize) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let peak = peak.map_or(String::new(), |kb| format!(", {} MB of memory at most", kb / 1000));
+    say(format_args!("Batch: {n_open} at a time{peak}\n"));
+}
+
 /// Shows work as symbols.
 pub fn monitor(stats: Stats) {
     let slow = stats.decoder > REAL_TIME * stats.n_passes as u32;

@@ -9,7 +9,7 @@
 //! memory waits until another has ended.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ use crate::{Error, Result};
 
 /// Pieces of audio decoded ahead of need for each job.
 const PIECES: usize = 16;
+/// The same for a live job: who captures is to notice soon if the rest cannot keep up.
+const LIVE_PIECES: usize = 2;
 /// Jobs whose audio is decoded before they have their turn, for each engine.
 const AHEAD: usize = 4;
 /// Updates that may wait for the client before engines wait for it.
@@ -81,9 +83,19 @@ pub struct SchedulerOptions {
 #[derive(Debug)]
 pub struct Gone;
 
+/// What became of samples that were offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    Taken,
+    /// Enough is queued.
+    Full,
+    Gone,
+}
+
 enum Piece {
     Duration(f64),
     Samples(Vec<f32>),
+    Pause,
     End(Result<()>),
 }
 
@@ -102,6 +114,30 @@ impl PcmSender {
     /// Tells how long the input claims to be.
     pub fn set_duration(&self, seconds: f64) -> std::result::Result<(), Gone> {
         self.put(Piece::Duration(seconds))
+    }
+
+    /// Offers samples without waiting, and then, if that is so, that a pause follows: what is before it is worked on at
+    /// once. Samples that were taken are removed.
+    pub fn offer(&self, samples: &mut Vec<f32>, pause: bool) -> Offer {
+        let mut offer = Offer::Taken;
+        if !samples.is_empty() {
+            offer = self.try_put(Piece::Samples(samples.clone()));
+            if offer == Offer::Taken {
+                samples.clear();
+            }
+        }
+        if pause && offer == Offer::Taken { self.try_put(Piece::Pause) } else { offer }
+    }
+
+    fn try_put(&self, piece: Piece) -> Offer {
+        let Some(pieces) = &self.pieces else { return Offer::Gone };
+        let offer = match pieces.try_send(piece) {
+            Ok(()) => Offer::Taken,
+            Err(TrySendError::Full(_)) => Offer::Full,
+            Err(TrySendError::Disconnected(_)) => Offer::Gone,
+        };
+        self.shared.change(|_| {});
+        offer
     }
 
     fn put(&self, piece: Piece) -> std::result::Result<(), Gone> {
@@ -163,6 +199,17 @@ impl Shared {
     }
 }
 
+/// Adds jobs, from any thread.
+#[derive(Clone)]
+pub struct Submitter(Arc<Shared>);
+
+impl Submitter {
+    /// Adds a job. Never waits.
+    pub fn submit(&self, job: Job) {
+        self.0.change(|state| if job.live { state.waiting.push_front(job) } else { state.waiting.push_back(job) });
+    }
+}
+
 /// Runs jobs on engines.
 pub struct Scheduler {
     shared: Arc<Shared>,
@@ -206,7 +253,12 @@ impl Scheduler {
 
     /// Adds a job. Never waits.
     pub fn submit(&self, job: Job) {
-        self.shared.change(|state| if job.live { state.waiting.push_front(job) } else { state.waiting.push_back(job) });
+        self.submitter().submit(job);
+    }
+
+    /// What adds jobs from other threads.
+    pub fn submitter(&self) -> Submitter {
+        Submitter(self.shared.clone())
     }
 
     /// The next update, if one comes within this time.
@@ -305,6 +357,10 @@ impl<B: Backend> Active<B> {
                     Ok(()) => continue,
                     Err(error) => Err(error),
                 },
+                Ok(Piece::Pause) => {
+                    self.session.flush();
+                    continue;
+                }
                 Ok(Piece::End(result)) => result,
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => Err(Error::DamagedAudio("its decoder crashed".into())),
@@ -362,13 +418,10 @@ impl<B: Backend> Worker<B> {
             if self.report_work && worked {
                 self.tell(Update::Worked(self.engine.stats() - stats))?;
             }
+            // whoever hears of an end finds its work in the statistics
+            self.shared.lock().stats[self.index] = self.engine.stats();
             let ended = self.report()?;
-            let closed = {
-                let mut state = self.shared.lock();
-                state.stats[self.index] = self.engine.stats();
-                state.closed
-            };
-            if closed {
+            if self.shared.lock().closed {
                 return Ok(());
             }
             if !worked && !ended {
@@ -397,7 +450,7 @@ impl<B: Backend> Worker<B> {
                 }
             };
             let Some(Job { id, options, live, read }) = job else { return Ok(()) };
-            let (sender, pieces) = sync_channel(PIECES);
+            let (sender, pieces) = sync_channel(if live { LIVE_PIECES } else { PIECES });
             let sender = PcmSender { pieces: Some(sender), shared: self.shared.clone() };
             let read = move || {
                 let result = read(&sender);
@@ -639,6 +692,8 @@ mod tests {
                 scheduler.submit(Job { live, ..job(i as u64, &options, samples, portion) });
             }
             let (said, ends) = collect(&scheduler, jobs.len());
+            let n_tokens: usize = said.values().map(|(ids, _)| ids.len()).sum();
+            prop_assert_eq!(scheduler.stats().n_tokens, n_tokens as u64);
             for (id, outcome) in &ends {
                 prop_assert!(outcome.error.is_none() && !outcome.cancelled);
                 prop_assert_eq!(outcome.n_samples, jobs[*id as usize].0 as u64);
