@@ -41,7 +41,7 @@ fn main() {
     let mut cuda = Cuda::load(&model.weights, &options()).unwrap();
     encoder(&mut cuda, &model);
     decoder(&mut cuda, &model);
-    println!("memory in use: {} MiB", cuda.used_memory().unwrap() >> 20);
+    println!("memory in use: {} MiB", cuda.memory_in_use().unwrap() >> 20);
     clip(cuda, model);
 }
 

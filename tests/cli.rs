@@ -144,6 +144,7 @@ fn timings_are_the_lines_that_scripts_parse() {
             "Decoder: N text tokens (N steps) in N ms (prefill N ms + N ms/step)",
             "Wall transcribe: N ms",
             "Speed: N xRT, N passes, N tokens/pass, N of N drafts right, N GB/s of weights",
+            "Time: mel N %, encoder N %, decoder N %, the rest and waiting N %",
             "Batch: N at a time, N MB of memory at most",
         ]
     );

@@ -207,7 +207,7 @@ fn a_thousand_files_take_no_more_memory_than_a_few() {
             let ids = transcribe(&mut engine, &[(samples.to_vec(), 6, 2000)]);
             assert!(!ids[0].is_empty());
             if [99, 999].contains(&i) {
-                used.push(engine.backend().used_memory().unwrap());
+                used.push(engine.backend().memory_in_use().unwrap());
             }
         }
         println!("{used:?} bytes after 100 and 1000 files");

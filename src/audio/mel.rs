@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use realfft::num_complex::Complex32;
 use realfft::{RealFftPlanner, RealToComplex};
 
@@ -20,6 +21,8 @@ pub const HOP: usize = 160;
 const N_BINS: usize = WINDOW / 2 + 1;
 /// Samples transformed to frames before the consumed ones are dropped from the buffer.
 const COMPACT_AT: usize = 1 << 14;
+/// Frames that one thread computes at a time; fewer are not worth a second thread.
+const FRAMES_PER_TASK: usize = 128;
 
 /// What all streams of a model share: the window, the filters, the FFT plan.
 pub struct MelFilters {
@@ -74,6 +77,38 @@ impl MelFilters {
     pub fn n_mels(&self) -> usize {
         self.n_mels
     }
+
+    /// The frames that begin at every [`HOP`]th of these samples, `[n_frames, n_mels]`.
+    fn frames(&self, samples: &[f32], out: &mut [f32], work: &mut Work) {
+        for (frame, out) in samples.windows(WINDOW).step_by(HOP).zip(out.chunks_exact_mut(self.n_mels)) {
+            for ((x, &sample), &window) in work.input.iter_mut().zip(frame).zip(&self.hann) {
+                *x = sample * window;
+            }
+            self.fft
+                .process_with_scratch(&mut work.input, &mut work.spectrum, &mut work.scratch)
+                .expect("buffers come from this plan");
+            for (out, (first, weights)) in out.iter_mut().zip(&self.filters) {
+                let bins = &work.spectrum[*first..];
+                let energy: f32 = bins.iter().zip(weights).map(|(c, &w)| c.norm_sqr() * w).sum();
+                let log = energy.max(1e-10).log10().max(self.log_floor);
+                *out = (log + 4.0) / 4.0;
+            }
+        }
+    }
+}
+
+/// Buffers of the FFT.
+struct Work {
+    input: Vec<f32>,
+    spectrum: Vec<Complex32>,
+    scratch: Vec<Complex32>,
+}
+
+impl Work {
+    fn new(filters: &MelFilters) -> Self {
+        let fft = &filters.fft;
+        Self { input: fft.make_input_vec(), spectrum: fft.make_output_vec(), scratch: fft.make_scratch_vec() }
+    }
 }
 
 /// One stream's way from samples to frames.
@@ -82,18 +117,13 @@ pub struct MelStream {
     /// Samples from the start of the next frame on; the first `start` ones are consumed.
     samples: Vec<f32>,
     start: usize,
-    input: Vec<f32>,
-    spectrum: Vec<Complex32>,
-    scratch: Vec<Complex32>,
+    work: Work,
 }
 
 impl MelStream {
     /// A stream that begins with `left_pad` zero samples.
     pub fn new(filters: Arc<MelFilters>, left_pad: usize) -> Self {
-        let fft = &filters.fft;
-        let (input, spectrum) = (fft.make_input_vec(), fft.make_output_vec());
-        let scratch = fft.make_scratch_vec();
-        Self { samples: vec![0.0; WINDOW / 2 + left_pad], start: 0, input, spectrum, scratch, filters }
+        Self { samples: vec![0.0; WINDOW / 2 + left_pad], start: 0, work: Work::new(&filters), filters }
     }
 
     /// Takes more samples.
@@ -115,32 +145,21 @@ impl MelStream {
     /// Appends the next `n_frames` frames, `[n_frames, n_mels]`; no more than [`available`](Self::available).
     pub fn take(&mut self, n_frames: usize, out: &mut Vec<f32>) {
         assert!(n_frames <= self.available(), "frames taken that are not there");
-        out.reserve(n_frames * self.filters.n_mels);
-        for _ in 0..n_frames {
-            self.frame(out);
-            self.start += HOP;
+        let (filters, n_mels, first) = (&self.filters, self.filters.n_mels, out.len());
+        out.resize(first + n_frames * n_mels, 0.0);
+        let (samples, out) = (&self.samples[self.start..], &mut out[first..]);
+        if n_frames <= FRAMES_PER_TASK {
+            filters.frames(samples, out, &mut self.work);
+        } else {
+            out.par_chunks_mut(FRAMES_PER_TASK * n_mels).enumerate().for_each_init(
+                || Work::new(filters),
+                |work, (i, out)| filters.frames(&samples[i * FRAMES_PER_TASK * HOP..], out, work),
+            );
         }
+        self.start += n_frames * HOP;
         if self.start >= COMPACT_AT {
             self.samples.drain(..self.start);
             self.start = 0;
-        }
-    }
-
-    fn frame(&mut self, out: &mut Vec<f32>) {
-        let filters = &self.filters;
-        let samples = &self.samples[self.start..self.start + WINDOW];
-        for ((x, &sample), &window) in self.input.iter_mut().zip(samples).zip(&filters.hann) {
-            *x = sample * window;
-        }
-        filters
-            .fft
-            .process_with_scratch(&mut self.input, &mut self.spectrum, &mut self.scratch)
-            .expect("buffers come from this plan");
-        for (first, weights) in &filters.filters {
-            let bins = &self.spectrum[*first..];
-            let energy: f32 = bins.iter().zip(weights).map(|(c, &w)| c.norm_sqr() * w).sum();
-            let log = energy.max(1e-10).log10().max(filters.log_floor);
-            out.push((log + 4.0) / 4.0);
         }
     }
 }

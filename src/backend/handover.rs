@@ -253,6 +253,14 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
         matches!(stream.place, Place::Lost)
     }
 
+    fn memory_in_use(&self) -> Option<u64> {
+        self.first.as_ref().and_then(Backend::memory_in_use)
+    }
+
+    fn room_for_streams(&self, n_positions: usize) -> Option<usize> {
+        self.first.as_ref().and_then(|first| first.room_for_streams(n_positions))
+    }
+
     fn decoder_bytes(&self) -> u64 {
         let first = self.first.as_ref().filter(|_| !self.failed).map(P::decoder_bytes);
         first.or(self.second.as_ref().map(S::decoder_bytes)).unwrap_or(0)

@@ -184,6 +184,16 @@ pub trait Backend: Sized + Send {
     /// Bytes of weights that one decoder pass reads.
     fn decoder_bytes(&self) -> u64;
 
+    /// Bytes of the device's own memory that are in use, by whatever program; none where it has none of its own.
+    fn memory_in_use(&self) -> Option<u64> {
+        None
+    }
+
+    /// Streams of so many decoder positions that fit in the device's free memory; none where it has none of its own.
+    fn room_for_streams(&self, _n_positions: usize) -> Option<usize> {
+        None
+    }
+
     /// Sends named activations of all further calls to `sink`.
     fn trace(&mut self, sink: Option<TraceSink>);
 }

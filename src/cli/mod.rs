@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rayon::prelude::*;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 use voxtral::backend::Backend;
@@ -28,6 +29,8 @@ use voxtral::{Engine, Model};
 
 use self::bulk::Batch;
 use self::input::silence_decoder_panics;
+#[cfg(cuda_kernels)]
+use self::options::Gpus;
 use self::options::{Command, Device, Options, Request, Verbosity};
 use self::report::say;
 use self::transcribe::transcribe_all;
@@ -39,6 +42,8 @@ const INTERRUPTED: u8 = 130;
 #[cfg(cuda_kernels)]
 const GPU_BATCH: usize = 48;
 const CPU_BATCH: usize = 4;
+/// Decoder positions of a minute, which is what room is made for; where inputs are longer, fewer are open when memory runs out.
+const USUAL_POSITIONS: usize = 800;
 /// Interrupts within this time count as one.
 const SAME_INTERRUPT: Duration = Duration::from_millis(250);
 
@@ -69,10 +74,22 @@ fn work(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyho
     if !options.worker && batch.jobs.is_empty() || batch.has_failed() && options.bulk.fail_fast {
         return Ok(exit_status(batch));
     }
-    match options.device {
+    match &options.device {
         Device::Auto => run_on_any(options, batch, interrupted),
-        Device::Cpu => load::<Cpu>(options).and_then(|engine| run(engine, options, batch, interrupted, CPU_BATCH)),
-        Device::Cuda => run_on_cuda(options, batch, interrupted),
+        Device::Cpu => run(load::<Cpu>(options, &[0])?, options, batch, interrupted, CPU_BATCH),
+        #[cfg(cuda_kernels)]
+        Device::Cuda(gpus) => {
+            let ordinals = match gpus {
+                Gpus::These(ordinals) => ordinals.clone(),
+                // without any the first one has it told why
+                Gpus::All => (0..voxtral::backend::cuda::count().max(1)).collect(),
+            };
+            run(load::<Cuda>(options, &ordinals)?, options, batch, interrupted, GPU_BATCH)
+        }
+        #[cfg(not(cuda_kernels))]
+        Device::Cuda(_) => anyhow::bail!(
+            "this program was built without CUDA: install nvcc 13 (scripts/install_nvcc.sh puts it into .cuda/) and build again"
+        ),
     }
 }
 
@@ -139,56 +156,54 @@ fn report_error(error: &anyhow::Error) {
     say(format_args!("voxtral: {error:#}\n"));
 }
 
-#[cfg(cuda_kernels)]
-fn run_on_cuda(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
-    load::<Cuda>(options).and_then(|engine| run(engine, options, batch, interrupted, GPU_BATCH))
-}
-
-#[cfg(not(cuda_kernels))]
-fn run_on_cuda(_: &Options, _: &mut Batch, _: &AtomicBool) -> anyhow::Result<u8> {
-    anyhow::bail!(
-        "this program was built without CUDA: install nvcc 13 (scripts/install_nvcc.sh puts it into .cuda/) and build again"
-    )
-}
-
 /// On the first GPU where there is one, and on the CPU where there is none or from its first failure on.
 fn run_on_any(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
     #[cfg(cuda_kernels)]
-    match voxtral::backend::cuda::probe(options.backend.cuda.ordinal) {
-        Ok(()) => return run(load::<Handover<Cuda, Cpu>>(options)?, options, batch, interrupted, GPU_BATCH),
+    match voxtral::backend::cuda::probe(0) {
+        Ok(()) => return run(load::<Handover<Cuda, Cpu>>(options, &[0])?, options, batch, interrupted, GPU_BATCH),
         Err(reason) => tracing::debug!("no GPU: {reason}"),
     }
-    load::<Cpu>(options).and_then(|engine| run(engine, options, batch, interrupted, CPU_BATCH))
+    run(load::<Cpu>(options, &[0])?, options, batch, interrupted, CPU_BATCH)
 }
 
-/// Loads the model onto a backend.
-fn load<B: Backend>(options: &Options) -> anyhow::Result<Engine<B>> {
+/// Loads the model onto a backend, on each of these devices at a time.
+fn load<B: Backend>(options: &Options, ordinals: &[usize]) -> anyhow::Result<Vec<Engine<B>>> {
     let start = Instant::now();
     let _span = tracing::debug_span!("load").entered();
-    let model = Model::open(&options.model).context("cannot load the model")?;
-    let mut engine = Engine::load(model, &options.backend).context("cannot load the model")?;
-    engine.set_draft(options.draft);
+    let load = |ordinal: usize| -> voxtral::Result<Engine<B>> {
+        let mut backend = options.backend.clone();
+        backend.cuda.ordinal = ordinal;
+        let mut engine = Engine::load(Model::open(&options.model)?, &backend)?;
+        engine.set_draft(options.draft);
+        Ok(engine)
+    };
+    let engines: voxtral::Result<Vec<_>> = match ordinals {
+        [one] => load(*one).map(|engine| vec![engine]),
+        _ => ordinals.par_iter().map(|&ordinal| load(ordinal)).collect(),
+    };
+    let engines = engines.context("cannot load the model")?;
     let load = start.elapsed();
     tracing::debug!(?load, "model loaded");
     if options.print_timings {
         say(format_args!("Model load: {} ms\n", load.as_millis()));
     }
-    Ok(engine)
+    Ok(engines)
 }
 
 /// Does what was asked for; the exit code.
 fn run<B: Backend + 'static>(
-    engine: Engine<B>,
+    engines: Vec<Engine<B>>,
     options: &Options,
     batch: &mut Batch,
     interrupted: &AtomicBool,
-    at_a_time: usize,
+    best: usize,
 ) -> anyhow::Result<u8> {
-    let at_a_time = options.batch.unwrap_or(at_a_time);
+    let room = engines.iter().filter_map(|engine| engine.backend().room_for_streams(USUAL_POSITIONS)).min();
+    let at_a_time = options.batch.unwrap_or(best.min(room.unwrap_or(best)).max(1));
     if options.worker {
-        return worker::serve(vec![engine], options, interrupted, at_a_time);
+        return worker::serve(engines, options, interrupted, at_a_time);
     }
-    transcribe_all(vec![engine], options, batch, interrupted, at_a_time)
+    transcribe_all(engines, options, batch, interrupted, at_a_time)
 }
 
 fn exit_status(batch: &Batch) -> u8 {

@@ -142,9 +142,10 @@ struct Arguments {
     #[arg(long)]
     fail_fast: bool,
 
-    /// Where to compute: auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of that number
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N for the GPU of that number, or several that share
+    /// the inputs: cuda:0,cuda:1 or cuda:all
     #[arg(long, default_value = "auto", value_parser = device)]
-    device: DeviceArgument,
+    device: Device,
 
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -276,8 +277,8 @@ pub struct VerifyOptions {
 #[derive(Args, Debug)]
 pub struct DeviceOptions {
     /// Where to compute: auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of that number
-    #[arg(long, default_value = "auto", value_parser = device)]
-    device: DeviceArgument,
+    #[arg(long, default_value = "auto", value_parser = one_device)]
+    device: Device,
 
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -289,12 +290,16 @@ pub struct DeviceOptions {
 }
 
 impl DeviceOptions {
-    pub fn device(&self) -> Device {
-        self.device.device
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     pub fn backend(&self) -> BackendOptions {
-        let cuda = CudaOptions { ordinal: self.device.ordinal, ..self.cuda.clone() };
+        let ordinal = match &self.device {
+            Device::Cuda(Gpus::These(ordinals)) => ordinals.first().copied().unwrap_or(0),
+            _ => 0,
+        };
+        let cuda = CudaOptions { ordinal, ..self.cuda.clone() };
         BackendOptions { threads: self.threads.map(usize::from), cuda }
     }
 }
@@ -348,21 +353,21 @@ pub fn interface() -> clap::Command {
         .disable_help_subcommand(true)
 }
 
-/// A device to run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What to run on.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Device {
     /// The first GPU if it can be used, else the CPU.
     Auto,
     Cpu,
-    /// The GPU that `CudaOptions` names.
-    Cuda,
+    Cuda(Gpus),
 }
 
-/// A device as it is named on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct DeviceArgument {
-    device: Device,
-    ordinal: usize,
+/// GPUs that share the inputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gpus {
+    /// At least one number.
+    These(Vec<usize>),
+    All,
 }
 
 /// How much is said on stderr.
@@ -519,11 +524,8 @@ impl Options {
             batch: a.batch.0,
             unordered: a.unordered,
             worker: a.worker,
-            device: a.device.device,
-            backend: BackendOptions {
-                threads: a.threads.map(usize::from),
-                cuda: CudaOptions { ordinal: a.device.ordinal, ..cuda },
-            },
+            device: a.device,
+            backend: BackendOptions { threads: a.threads.map(usize::from), cuda },
             verbosity: match (a.silent, a.debug) {
                 (true, _) => Verbosity::Silent,
                 (_, true) => Verbosity::Debug,
@@ -653,16 +655,33 @@ fn slurm(number: impl Fn(&str) -> Result<Option<usize>, String>) -> Result<[Opti
     Ok(values)
 }
 
-fn device(text: &str) -> Result<DeviceArgument, String> {
-    let device = |device, ordinal| Ok(DeviceArgument { device, ordinal });
+fn device(text: &str) -> Result<Device, String> {
     match text {
-        "auto" => device(Device::Auto, 0),
-        "cpu" => device(Device::Cpu, 0),
-        "cuda" => device(Device::Cuda, 0),
-        _ => match text.strip_prefix("cuda:").and_then(|n| n.parse::<u16>().ok()) {
-            Some(ordinal) => device(Device::Cuda, ordinal.into()),
-            None => Err("expected auto, cpu, cuda or cuda:N".into()),
-        },
+        "auto" => return Ok(Device::Auto),
+        "cpu" => return Ok(Device::Cpu),
+        "cuda:all" => return Ok(Device::Cuda(Gpus::All)),
+        _ => {}
+    }
+    let mut ordinals = Vec::new();
+    for name in text.split(',') {
+        let ordinal = match name {
+            "cuda" => Some(0),
+            _ => name.strip_prefix("cuda:").and_then(|n| n.parse::<u16>().ok()),
+        };
+        let ordinal = ordinal.ok_or("expected auto, cpu, cuda, cuda:N, several like cuda:0,cuda:1, or cuda:all")?;
+        if ordinals.contains(&ordinal.into()) {
+            return Err(format!("{name} is there twice"));
+        }
+        ordinals.push(ordinal.into());
+    }
+    Ok(Device::Cuda(Gpus::These(ordinals)))
+}
+
+fn one_device(text: &str) -> Result<Device, String> {
+    match device(text)? {
+        Device::Cuda(Gpus::These(ordinals)) if ordinals.len() > 1 => Err("expected one device".into()),
+        Device::Cuda(Gpus::All) => Err("expected one device".into()),
+        device => Ok(device),
     }
 }
 
@@ -806,14 +825,17 @@ mod tests {
 
     #[test]
     fn devices() {
-        let device = |name: &str| {
-            let o = parse(&format!("-d m a --device {name}"), &[]).ok()?;
-            Some((o.device, o.backend.cuda.ordinal))
-        };
-        assert_eq!(device("auto"), Some((Device::Auto, 0)));
-        assert_eq!(device("cuda"), Some((Device::Cuda, 0)));
-        assert_eq!(device("cuda:3"), Some((Device::Cuda, 3)));
-        assert_eq!(["cuda:", "cuda:-1", "cuda:x", "gpu"].map(device), [None; 4]);
+        let gpus = |ordinals: &[usize]| Some(Device::Cuda(Gpus::These(ordinals.to_vec())));
+        let device = |name: &str| Some(parse(&format!("-d m a --device {name}"), &[]).ok()?.device);
+        assert_eq!(device("auto"), Some(Device::Auto));
+        assert_eq!(device("cuda"), gpus(&[0]));
+        assert_eq!(device("cuda:3"), gpus(&[3]));
+        assert_eq!(device("cuda:1,cuda:0"), gpus(&[1, 0]));
+        assert_eq!(device("cuda:all"), Some(Device::Cuda(Gpus::All)));
+        let wrong = ["cuda:", "cuda:-1", "cuda:x", "gpu", "cuda:0,", "cpu,cuda", "cuda:0,cuda", "cuda:all,cuda:1"];
+        assert_eq!(wrong.map(device), [const { None }; 8]);
+        let one = |name: &str| one_device(name).ok();
+        assert_eq!([one("cuda:2"), one("cuda:0,cuda:1"), one("cuda:all")], [gpus(&[2]), None, None]);
     }
 
     #[test]
@@ -874,7 +896,7 @@ mod tests {
         let Request::Command(Command::Bench(bench)) = request("bench -d m --runs 2 --device cuda:1 --threads 3") else {
             panic!("bench");
         };
-        assert_eq!((bench.runs, bench.device.device(), bench.device.backend().cuda.ordinal), (2, Device::Cuda, 1));
+        assert_eq!((bench.runs, bench.device.backend().cuda.ordinal), (2, 1));
         assert_eq!(bench.device.backend().threads, Some(3));
         for line in ["-d m info", "-d m -i info", "-i info -d m"] {
             assert_eq!(parse(line, &[]).unwrap().selection.named, [Input::File("info".into())]);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use voxtral::Stats;
 use voxtral::audio::SAMPLE_RATE;
+use voxtral::scheduler::Scheduler;
 
 /// A pass slower than the 80 ms that its token stands for cannot keep up with live audio.
 const REAL_TIME: Duration = Duration::from_millis(80);
@@ -44,13 +45,24 @@ pub fn print_timings(stats: Stats, n_samples: u64, wall: Duration, decoder_bytes
     ));
 }
 
-/// Prints how many inputs were open at a time and the most memory that this took, where the system tells.
-pub fn print_memory(n_open: usize) {
+/// Prints what the engines did in that time, how many inputs were open at a time, and the most memory that this took, where
+/// the system tells.
+pub fn print_work(scheduler: &Scheduler, n_engines: usize, wall: Duration) {
+    let stats = scheduler.stats();
+    let all = wall.as_secs_f64() * n_engines as f64;
+    let percent = |time: Duration| 100.0 * time.as_secs_f64() / all.max(1e-9);
+    let [mel, encoder, decoder] = [stats.mel, stats.encoder, stats.decoder].map(percent);
+    say(format_args!(
+        "Time: mel {mel:.0} %, encoder {encoder:.0} %, decoder {decoder:.0} %, the rest and waiting {:.0} %\n",
+        (100.0 - mel - encoder - decoder).max(0.0)
+    ));
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     let peak = peak.map_or(String::new(), |kb| format!(", {} MB of memory at most", kb / 1000));
-    say(format_args!("Batch: {n_open} at a time{peak}\n"));
+    let gpu = scheduler.device_memory();
+    let gpu = gpu.map_or(String::new(), |bytes| format!(", {} MB of GPU memory", bytes / 1_000_000));
+    say(format_args!("Batch: {} at a time{peak}{gpu}\n", scheduler.max_open()));
 }
 
 /// Shows work as symbols.

@@ -13,7 +13,7 @@ use voxtral::{Engine, Event, Gap, GapGuard, SecondLook, Stats};
 use super::bulk::{self, Batch};
 use super::input::{open, read_into};
 use super::options::{Channels, Input, Options, Target, Verbosity};
-use super::report::{Progress, monitor, monitor_restart, print_memory, print_timings, say};
+use super::report::{Progress, monitor, monitor_restart, print_timings, print_work, say};
 use super::sink::{Sink, Summary};
 use super::{INTERRUPTED, exit_status, is_broken_pipe};
 
@@ -67,7 +67,8 @@ pub fn transcribe_all<B: Backend + 'static>(
     let titles = jobs.len() > 1 && options.output.target == Target::Stdout && options.verbosity != Verbosity::Silent;
     let in_order = options.output.target == Target::Stdout && !options.unordered;
     let (delay, decoder_bytes) = (engines[0].default_delay(), engines[0].decoder_bytes());
-    let window = AHEAD * at_a_time * engines.len();
+    let n_engines = engines.len();
+    let window = AHEAD * at_a_time * n_engines;
     let mut client = Client {
         scheduler: Scheduler::start(engines, SchedulerOptions { batch: at_a_time, report_work: options.monitor })?,
         options,
@@ -153,7 +154,7 @@ pub fn transcribe_all<B: Backend + 'static>(
     progress.clear();
     if options.print_timings {
         print_timings(client.scheduler.stats(), n_samples, start.elapsed(), decoder_bytes);
-        print_memory(client.scheduler.max_open());
+        print_work(&client.scheduler, n_engines, start.elapsed());
     }
     // stopping a live stream is how it ends; stopping work on files leaves some undone
     Ok(if undone { INTERRUPTED } else { exit_status(batch) })

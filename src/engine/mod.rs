@@ -50,6 +50,8 @@ use crate::model::{Delay, Model, Tokenizer};
 /// What an engine has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stats {
+    /// Time that samples took to become mel frames.
+    pub mel: Duration,
     /// Mel frames encoded, the audio embeddings made of them, and the time that took.
     pub n_frames: u64,
     pub n_embeddings: u64,
@@ -73,6 +75,7 @@ impl std::ops::Add for Stats {
     /// What two engines have done.
     fn add(self, other: Self) -> Self {
         Self {
+            mel: self.mel + other.mel,
             n_frames: self.n_frames + other.n_frames,
             n_embeddings: self.n_embeddings + other.n_embeddings,
             encoder: self.encoder + other.encoder,
@@ -94,6 +97,7 @@ impl std::ops::Sub for Stats {
     /// What was done between two readings.
     fn sub(self, before: Self) -> Self {
         Self {
+            mel: self.mel - before.mel,
             n_frames: self.n_frames - before.n_frames,
             n_embeddings: self.n_embeddings - before.n_embeddings,
             encoder: self.encoder - before.encoder,
@@ -221,6 +225,7 @@ impl<B: Backend> Engine<B> {
 
     /// One encoder call with the frames that are due; whether there were any.
     fn encode(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
+        let start = Instant::now();
         let mut batch = Vec::new();
         let mut n_frames = 0;
         for session in &mut *sessions {
@@ -229,6 +234,7 @@ impl<B: Backend> Engine<B> {
                 batch.push(EncodeChunk { stream, log_mel });
             }
         }
+        self.stats.mel += start.elapsed();
         if batch.is_empty() {
             return Ok(false);
         }

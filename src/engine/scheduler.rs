@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::session::Slices;
 use super::{Engine, Event, Session, SessionOptions, Stats};
 use crate::backend::Backend;
 use crate::{Error, Result};
@@ -24,6 +25,8 @@ const PIECES: usize = 16;
 const LIVE_PIECES: usize = 2;
 /// Jobs whose audio is decoded before they have their turn, for each engine.
 const AHEAD: usize = 4;
+/// Open jobs from which on nobody waits for the first words of one: their audio is worked on in long slices, which go faster.
+const BULK: usize = 8;
 /// Updates that may wait for the client before engines wait for it.
 const UPDATES: usize = 1 << 14;
 /// Name of the threads that decode audio.
@@ -170,6 +173,8 @@ struct State {
     stats: Vec<Stats>,
     /// Most jobs that were open at a time, over all engines.
     max_open: usize,
+    /// Most memory that was in use when a job ended, by engine, where devices have their own.
+    device_memory: Vec<Option<u64>>,
     /// Jobs to end, or all submitted so far; the count tells engines of a new request.
     cancelled: Vec<u64>,
     all_cancelled: bool,
@@ -224,7 +229,12 @@ impl Scheduler {
     /// When a thread cannot be started.
     pub fn start<B: Backend + 'static>(engines: Vec<Engine<B>>, options: SchedulerOptions) -> Result<Self> {
         let n = engines.len();
-        let state = State { n_taken: vec![0; n], stats: vec![Stats::default(); n], ..State::default() };
+        let state = State {
+            n_taken: vec![0; n],
+            stats: vec![Stats::default(); n],
+            device_memory: vec![None; n],
+            ..State::default()
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let (sender, updates) = sync_channel(UPDATES);
         let mut scheduler = Self { shared, updates: Some(updates), threads: Vec::new() };
@@ -286,6 +296,11 @@ impl Scheduler {
     /// What all engines have done.
     pub fn stats(&self) -> Stats {
         self.shared.lock().stats.iter().fold(Stats::default(), |sum, stats| sum + *stats)
+    }
+
+    /// The most memory that was in use on the devices, together, where they have their own.
+    pub fn device_memory(&self) -> Option<u64> {
+        self.shared.lock().device_memory.iter().copied().flatten().reduce(|sum, n| sum + n)
     }
 
     /// The most jobs that were open at a time.
@@ -555,8 +570,13 @@ impl<B: Backend> Worker<B> {
     /// Does a round of work: that of live jobs, or, where they have none, of all. Whether there was any.
     fn work(&mut self) -> bool {
         let live = self.open.iter().any(|job| job.live);
+        let others = match self.open.len() {
+            _ if live => Slices::Short,
+            BULK.. => Slices::Long,
+            _ => Slices::Growing,
+        };
         for job in &mut self.open {
-            job.session.keep_slices_short(live && !job.live);
+            job.session.set_slices(if job.live { Slices::Growing } else { others });
         }
         self.engine.set_hurried(live);
         live && self.step(|job| job.live) || self.step(|_| true)
@@ -608,6 +628,9 @@ impl<B: Backend> Worker<B> {
                 i += 1;
                 continue;
             }
+            let in_use = self.engine.backend().memory_in_use();
+            let most = &mut self.shared.lock().device_memory[self.index];
+            *most = in_use.max(*most);
             let job = self.open.remove(i);
             let (wall, stats) = (job.start.elapsed(), self.engine.stats() - job.before);
             // its memory is free before the next one is opened

@@ -218,9 +218,20 @@ pub struct Session<B: Backend> {
     events: VecDeque<Event>,
     /// The sample to start again from: the model said EOS with audio left.
     due_restart: Option<u64>,
-    /// Take no more at once than an interval's worth.
-    short_slices: bool,
+    slices: Slices,
     pub(super) acceptance: Acceptance,
+}
+
+/// How much audio is worked on at once, where much is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Slices {
+    /// An interval's worth: somebody waits for other work.
+    Short,
+    /// From an interval's worth on always twice as much: first words come soon, and long audio goes fast.
+    #[default]
+    Growing,
+    /// As much as goes at once, or all there is: nobody waits for first words.
+    Long,
 }
 
 /// A span that could be decoded now.
@@ -268,7 +279,7 @@ impl<B: Backend> Session<B> {
             text: Utf8Joiner::default(),
             events: VecDeque::new(),
             due_restart: None,
-            short_slices: false,
+            slices: Slices::default(),
             acceptance: Acceptance::default(),
         })
     }
@@ -350,31 +361,35 @@ impl<B: Backend> Session<B> {
         self.segment.log_mel.clear();
     }
 
-    /// Gives the segment the next slice of audio, or the silence at the end; whether there was any to give.
+    /// Gives the segment the next slice of audio, and after the last the silence behind it; whether there was any to give.
     fn feed(&mut self) -> bool {
         let segment = &mut self.segment;
         let pending = (self.n_pushed - segment.fed_to()) as usize;
-        let due = self.finished || pending >= self.interval || segment.fed_to() < self.flush_to;
-        if pending > 0 && due {
-            let longest = if self.short_slices { 0 } else { MAX_SLICE };
-            segment.slice = (2 * segment.slice).min(longest).max(self.interval).max(SAMPLES_PER_TOKEN);
-            let n = pending.min(segment.slice);
+        let gathered = if self.slices == Slices::Long { self.interval.max(MAX_SLICE) } else { self.interval };
+        let mut fed = false;
+        if pending > 0 && (self.finished || pending >= gathered || segment.fed_to() < self.flush_to) {
+            segment.slice = match self.slices {
+                Slices::Short => self.interval,
+                Slices::Growing => (2 * segment.slice).min(MAX_SLICE).max(self.interval),
+                Slices::Long => gathered,
+            };
+            let n = pending.min(segment.slice.max(SAMPLES_PER_TOKEN));
             let first = (segment.fed_to() - self.samples_start) as usize;
             let (front, back) = self.samples.as_slices();
             let split = front.len();
             segment.mel.push(&front[first.min(split)..(first + n).min(split)]);
             segment.mel.push(&back[first.saturating_sub(split)..(first + n).saturating_sub(split)]);
             segment.n_fed += n;
-            self.forget();
-            true
-        } else if pending == 0 && self.finished && !segment.padded {
+            fed = true;
+        }
+        if self.finished && !segment.padded && segment.fed_to() == self.n_pushed {
             let to_whole = segment.n_fed.next_multiple_of(SAMPLES_PER_TOKEN) - segment.n_fed;
             segment.mel.push_silence(to_whole + (self.delay.tokens() + RIGHT_PAD) * SAMPLES_PER_TOKEN);
             segment.padded = true;
-            true
-        } else {
-            false
+            fed = true;
         }
+        self.forget();
+        fed
     }
 
     /// Drops samples that neither the segment nor a restart or a replay can need any more.
@@ -530,9 +545,9 @@ impl<B: Backend> Session<B> {
         Some((self.segment.stream.as_mut()?, self.segment.n_decoded as u64))
     }
 
-    /// Whether no more audio than an interval's worth is to be worked on at once from now on.
-    pub(super) fn keep_slices_short(&mut self, short: bool) {
-        self.short_slices = short;
+    /// How much audio is to be worked on at once from now on.
+    pub(super) fn set_slices(&mut self, slices: Slices) {
+        self.slices = slices;
     }
 
     /// Drops samples that have not been worked on.

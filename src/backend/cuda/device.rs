@@ -86,6 +86,12 @@ pub struct Device {
     overlaps: bool,
 }
 
+/// GPUs of this machine that the driver shows; none where there is no driver.
+pub fn count() -> usize {
+    let count = || if probe(0).is_ok() { CudaContext::device_count().unwrap_or(0) } else { 0 };
+    std::panic::catch_unwind(count).map_or(0, |n| n.max(0) as usize)
+}
+
 /// Whether this GPU can be used; if not, why.
 pub fn probe(ordinal: usize) -> std::result::Result<(), String> {
     // cudarc panics where the library or one of its functions is missing: the checks come first, this is the second net

@@ -37,7 +37,7 @@ use crate::model::params::TransformerParams;
 use crate::model::weights::Tensor;
 use crate::model::{Delay, Weights};
 
-pub use self::device::probe;
+pub use self::device::{count, probe};
 pub use self::stream::CudaStream;
 
 /// Encoder rows of one pass: 184 s of audio where memory is plentiful.
@@ -61,12 +61,6 @@ impl Cuda {
     /// Name of the GPU.
     pub fn device_name(&self) -> &str {
         &self.kernels.device().name
-    }
-
-    /// Bytes of GPU memory in use by all processes.
-    pub fn used_memory(&self) -> Result<usize> {
-        let (free, total) = self.kernels.device().memory()?;
-        Ok(total - free)
     }
 
     /// Decoder layers that were sent to the GPU in passes so far, because they did not fit there.
@@ -168,6 +162,18 @@ impl Backend for Cuda {
         let kept = stream.first_embedding().max(stream.position.saturating_sub(MAX_REWIND as u64));
         assert!((kept..=stream.position).contains(&position), "rewind beyond the last span");
         stream.position = position;
+    }
+
+    fn memory_in_use(&self) -> Option<u64> {
+        let (free, total) = self.kernels.device().memory().ok()?;
+        Some((total - free) as u64)
+    }
+
+    fn room_for_streams(&self, n_positions: usize) -> Option<usize> {
+        let (free, _) = self.kernels.device().memory().ok()?;
+        let p = &self.weights.params;
+        // the encoder's working memory comes out of the same
+        Some(free / 10 * 9 / CudaStream::n_bytes(&p.encoder, &p.decoder, n_positions))
     }
 
     fn decoder_bytes(&self) -> u64 {

@@ -80,6 +80,12 @@ impl CudaStream {
         })
     }
 
+    /// Bytes of a stream of so many positions, whose rings take nearly all of it.
+    pub fn n_bytes(encoder: &TransformerParams, decoder: &TransformerParams, n_positions: usize) -> usize {
+        let n_slots = n_positions.min(decoder.sliding_window).next_power_of_two().max(FIRST_SLOTS);
+        ring_bytes(encoder, encoder_slots(encoder)) + ring_bytes(decoder, n_slots)
+    }
+
     /// Decoder positions so far.
     pub fn position(&self) -> u64 {
         self.position

@@ -66,10 +66,10 @@ trait Work {
 const CPU: &str = "CPU";
 
 /// Does work on a device; `auto` is the GPU where one can be used.
-fn run_on<W: Work>(device: Device, options: &BackendOptions, work: W) -> anyhow::Result<W::Output> {
+fn run_on<W: Work>(device: &Device, options: &BackendOptions, work: W) -> anyhow::Result<W::Output> {
     match (device, gpu(options)) {
         (Device::Cpu, _) | (Device::Auto, Err(_)) => work.run::<Cpu>(CPU),
-        (Device::Cuda, Err(reason)) => anyhow::bail!("{reason}"),
+        (Device::Cuda(_), Err(reason)) => anyhow::bail!("{reason}"),
         (_, Ok(())) => run_on_gpu(work),
     }
 }

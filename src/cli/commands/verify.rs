@@ -32,7 +32,7 @@ pub fn run(options: &VerifyOptions) -> anyhow::Result<bool> {
             writeln!(out, "-     no GPU to compare with: {reason}")?;
             None
         }
-        (Device::Cuda, Err(reason)) => anyhow::bail!("{reason}"),
+        (Device::Cuda(_), Err(reason)) => anyhow::bail!("{reason}"),
         (_, Ok(())) => Some(run_on_gpu(Transcribe(options))?),
     };
     for heard in [Some(&cpu), gpu.as_ref()].into_iter().flatten() {
