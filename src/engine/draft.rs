@@ -28,8 +28,8 @@ pub const HURRIED_ROWS: usize = 16;
 const PROMPT_ROWS: usize = 8;
 /// Numbers of drafts that are considered, and how many of them are right in the usual case: Jacobi iteration on English
 /// speech, several speakers, interpolated. Falling in profit from row to row.
-const LEVELS: [(usize, f64); 9] =
-    [(1, 0.55), (3, 1.35), (7, 2.65), (11, 3.85), (15, 5.0), (23, 6.5), (31, 7.7), (47, 8.8), (63, 9.6)];
+const LEVELS: [(usize, f64); 10] =
+    [(1, 0.55), (3, 1.35), (5, 2.0), (7, 2.65), (11, 3.85), (15, 5.0), (23, 6.5), (31, 7.7), (47, 8.8), (63, 9.6)];
 
 /// The usual number of right ones among so many drafts.
 fn usually_right(n_drafts: usize) -> f64 {
@@ -62,7 +62,7 @@ impl Acceptance {
 }
 
 /// Rows up to which measurements are put together.
-const BUCKETS: [usize; 11] = [1, 2, 3, 4, 8, 12, 16, 24, 32, 48, MAX_ROWS];
+const BUCKETS: [usize; 12] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, MAX_ROWS];
 /// Passes after which a measurement is too old to be believed.
 const MEMORY: u64 = 512;
 

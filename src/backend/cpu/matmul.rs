@@ -4,9 +4,9 @@
 //! vector accumulator that runs through it, the blocks' vectors added in order, the lanes last. Neither the number of
 //! rows, nor the kernel, nor the split over threads touches that order, so a row's results never depend on its company.
 //!
-//! Few rows are bound by memory: each weight row is read once, straight from the file, with all input rows multiplied
-//! while it is in registers. Many rows are bound by arithmetic: a block of weights is widened once and then used from
-//! cache in register tiles.
+//! Few rows are bound by memory: weights are read once, straight from the file, a few columns at a time, with all input
+//! rows multiplied while they are in registers. Many rows are bound by arithmetic: a block of weights is widened once and
+//! then used from cache in register tiles.
 
 #![allow(clippy::needless_range_loop)] // tile indices run over several arrays at once
 
@@ -18,15 +18,19 @@ use crate::model::weights::Tensor;
 /// Elements of `k` that one accumulator runs through.
 const BLOCK: usize = 512;
 /// From this many rows on, weights are widened into a panel first.
-const PANEL_FROM_ROWS: usize = 12;
+const PANEL_FROM_ROWS: usize = 20;
+/// Rows of one register tile, at most, where weights are not widened first.
+const MOST_ROWS: usize = 6;
 /// Weight rows of one panel; a multiple of every tile width.
 const PANEL_COLS: usize = 48;
 /// Input rows that share a widened panel.
 const PANEL_ROWS: usize = 64;
 /// Weight bytes of one task when rows are few: enough to be worth a thread's while.
 const TASK_BYTES: usize = 64 << 10;
-/// How far ahead weights are fetched.
-const PREFETCH_BYTES: usize = 4096;
+/// Columns of a task are a multiple of this, and this of every tile's width.
+const TASK_COLS: usize = 24;
+/// How far ahead weights are fetched, over all columns that are read at a time.
+const PREFETCH: usize = 4096;
 
 /// One weight matrix `[n, k]` with its destination.
 pub struct Product<'a> {
@@ -38,6 +42,7 @@ pub struct Product<'a> {
 
 /// A rectangle of one product: all rows, some columns.
 struct Task {
+    /// `[m, k]` where rows are many, else packed.
     x: *const f32,
     weight: *const [u8; 2],
     bias: *const f32,
@@ -59,7 +64,10 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
     let k = products.first().map_or(0, |p| p.weight.shape()[1..].iter().product());
     assert_eq!(x.len(), m * k, "input rows");
     let many = m >= PANEL_FROM_ROWS;
-    let cols = if many { PANEL_COLS } else { (TASK_BYTES / (2 * k)).clamp(1, 1024) };
+    let cols =
+        if many { PANEL_COLS } else { (TASK_BYTES / (2 * k)).next_multiple_of(TASK_COLS).clamp(TASK_COLS, 1008) };
+    let packed = if many { Vec::new() } else { pack(x, m, k) };
+    let x = if many { x.as_ptr() } else { packed.as_ptr().cast() };
     let mut tasks = Vec::new();
     for product in products {
         let n = product.weight.shape()[0];
@@ -72,7 +80,7 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
             let (weight, bias, out) =
                 unsafe { (weight.add(first * k), product.bias.map(|b| b.as_ptr().add(first)), out.add(first)) };
             let bias = bias.unwrap_or(std::ptr::null());
-            tasks.push(Task { x: x.as_ptr(), weight, bias, out, m, n: cols.min(n - first), k, out_stride: n });
+            tasks.push(Task { x, weight, bias, out, m, n: cols.min(n - first), k, out_stride: n });
         }
     }
     // SAFETY: the asserts above make every pointer valid for the extents in its task; tasks write disjoint columns.
@@ -94,54 +102,116 @@ for_each_isa! {
 #[inline(always)]
 unsafe fn few_rows_generic<S: Simd>(t: &Task) {
     unsafe {
-        for col in 0..t.n {
-            let mut row = 0;
-            while row < t.m {
-                row += match t.m - row {
-                    1 => dots::<S, 1>(t, row, col),
-                    2 => dots::<S, 2>(t, row, col),
-                    3 => dots::<S, 3>(t, row, col),
-                    _ => dots::<S, 4>(t, row, col),
-                };
+        for (row, rows) in row_tiles(t.m) {
+            // as many columns at a time as leave the sums in registers: a column's weights are loaded and widened once for
+            // all rows, a row's inputs once for all columns
+            match (S::TILE, rows) {
+                ((4, 6), 2) => strip::<S, 2, 4>(t, row),
+                ((4, 6), 3) => strip::<S, 3, 4>(t, row),
+                ((4, 6), 4) => strip::<S, 4, 4>(t, row),
+                ((4, 6), 5) => strip::<S, 5, 4>(t, row),
+                ((4, 6), _) if rows > 1 => strip::<S, 6, 4>(t, row),
+                (_, 1) => strip::<S, 1, 1>(t, row),
+                (_, 2) => strip::<S, 2, 2>(t, row),
+                (_, 3) => strip::<S, 3, 1>(t, row),
+                (_, 4) => strip::<S, 4, 1>(t, row),
+                (_, 5) => strip::<S, 5, 1>(t, row),
+                _ => strip::<S, 6, 1>(t, row),
             }
         }
     }
 }
 
-/// Outputs of `M` rows in one column; returns `M`.
+/// First row and number of rows of each register tile.
+fn row_tiles(m: usize) -> impl Iterator<Item = (usize, usize)> {
+    let n = m.div_ceil(MOST_ROWS);
+    (0..n).map(move |i| (i * m / n, (i + 1) * m / n - i * m / n))
+}
+
+/// One vector, where it crosses no cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Vector([f32; LANES]);
+
+/// Input rows in the order in which tiles read them, `[row tile][k / LANES][row]`, with zeros behind `k`.
+fn pack(x: &[f32], m: usize, k: usize) -> Vec<Vector> {
+    let mut packed = Vec::with_capacity(m * k.div_ceil(LANES));
+    for (row, rows) in row_tiles(m) {
+        for i in (0..k).step_by(LANES) {
+            for x in x[row * k..].chunks_exact(k).take(rows) {
+                let mut vector = Vector([0.0; LANES]);
+                let n = LANES.min(k - i);
+                vector.0[..n].copy_from_slice(&x[i..i + n]);
+                packed.push(vector);
+            }
+        }
+    }
+    packed
+}
+
+/// Outputs of `R` rows in all columns.
 #[inline(always)]
-unsafe fn dots<S: Simd, const M: usize>(t: &Task, row: usize, col: usize) -> usize {
+unsafe fn strip<S: Simd, const R: usize, const C: usize>(t: &Task, row: usize) {
     unsafe {
-        let (x, weight) = (t.x.add(row * t.k), t.weight.add(col * t.k));
-        let mut total = [S::splat(0.0); M];
+        let whole = t.n - t.n % C;
+        (0..whole).step_by(C).for_each(|col| dots::<S, R, C>(t, row, col));
+        (whole..t.n).for_each(|col| dots::<S, R, 1>(t, row, col));
+    }
+}
+
+/// Outputs of `R` rows, which are packed, in `C` columns.
+#[inline(always)]
+unsafe fn dots<S: Simd, const R: usize, const C: usize>(t: &Task, row: usize, col: usize) {
+    unsafe {
+        let (x, weight) = (t.x.add(row * t.k.next_multiple_of(LANES)), t.weight.add(col * t.k));
+        let mut total = [[S::splat(0.0); C]; R];
         let mut start = 0;
         while start < t.k {
             let end = t.k.min(start + BLOCK);
-            let mut acc = [S::splat(0.0); M];
+            let mut acc = [[S::splat(0.0); C]; R];
+            // what comes so much later: further on in these columns, or in the next ones
+            let ahead = start + PREFETCH / C.next_power_of_two();
+            let ahead = if ahead < t.k { ahead } else { ahead + (C - 1) * t.k };
+            let ahead = weight.wrapping_add(ahead).wrapping_sub(start);
             let mut i = start;
-            while i + LANES <= end {
-                S::prefetch(weight.wrapping_add(i).cast::<u8>().wrapping_add(PREFETCH_BYTES));
-                let w = S::load_bf16(weight.add(i));
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::fma(S::load(x.add(r * t.k + i)), w, *acc);
+            while i + 2 * LANES <= end {
+                for c in 0..C {
+                    S::prefetch(ahead.wrapping_add(c * t.k + i).cast());
+                }
+                for i in [i, i + LANES] {
+                    let mut w = [S::splat(0.0); C];
+                    for (c, w) in w.iter_mut().enumerate() {
+                        *w = S::load_bf16(weight.add(c * t.k + i));
+                    }
+                    for r in 0..R {
+                        let x = S::load(x.add(R * i + r * LANES));
+                        for c in 0..C {
+                            acc[r][c] = S::fma(x, w[c], acc[r][c]);
+                        }
+                    }
+                }
+                i += 2 * LANES;
+            }
+            while i < end {
+                let n = LANES.min(end - i);
+                for c in 0..C {
+                    let w = S::load_bf16_part(weight.add(c * t.k + i), n);
+                    for r in 0..R {
+                        acc[r][c] = S::fma(S::load(x.add(R * i + r * LANES)), w, acc[r][c]);
+                    }
                 }
                 i += LANES;
             }
-            if i < end {
-                let w = S::load_bf16_part(weight.add(i), end - i);
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::fma(S::load_part(x.add(r * t.k + i), end - i), w, *acc);
-                }
-            }
-            for (total, acc) in total.iter_mut().zip(acc) {
+            for (total, acc) in total.iter_mut().flatten().zip(acc.into_iter().flatten()) {
                 *total = if start == 0 { acc } else { S::add(*total, acc) };
             }
             start = end;
         }
         for (r, total) in total.into_iter().enumerate() {
-            finish::<S>(t, row + r, col, total);
+            for (c, total) in total.into_iter().enumerate() {
+                finish::<S>(t, row + r, col + c, total);
+            }
         }
-        M
     }
 }
 
@@ -238,6 +308,7 @@ unsafe fn widen<S: Simd>(t: &Task, start: usize, depth: usize, out: &mut [f32]) 
             let out = out.as_mut_ptr().add(col * BLOCK);
             let whole = depth - depth % LANES;
             for i in (0..whole).step_by(LANES) {
+                S::prefetch(weight.wrapping_add(i + BLOCK).cast());
                 S::store(out.add(i), S::load_bf16(weight.add(i)));
             }
             if whole < depth {

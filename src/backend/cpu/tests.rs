@@ -56,7 +56,7 @@ fn products_are_right_and_their_rows_independent() {
             let whole = product(isa, &x, m, &weight, &bias);
             assert_near(&whole, &expected, 2e-5, &format!("{isa:?} {m}x{n}x{k}"));
             // alone, and in companies of other sizes
-            for rows in [1, 2, 3, 4, 5, 11, 12, 13, 67] {
+            for rows in [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 19, 20, 67] {
                 for (part, expected) in x.chunks(rows * k).zip(whole.chunks(rows * n)) {
                     let got = product(isa, part, part.len() / k, &weight, &bias);
                     assert_eq!(bits(&got), bits(expected), "{isa:?}: {rows} rows of {m}x{n}x{k}");
