@@ -64,7 +64,7 @@ __device__ __forceinline__ void attention_wide(const WideAttention& wide) {
     if (thread == 0) {
         for (int s = 0; s < STAGES; s++) {
             barrier_init(full + s * 8, 32);
-            barrier_init(empty + s * 8, GROUPS);
+            barrier_init(empty + s * 8, GROUPS * 4);
         }
         barrier_init(ready, 1);
         barrier_init_fence();
@@ -127,7 +127,6 @@ __device__ __forceinline__ void attention_wide(const WideAttention& wide) {
 
     more_registers<104>();
     const int group = thread / 128 - 1, warp = thread / 32 % 4;
-    const bool speaks = thread % 128 == 0;
     const int own_first = first_query + group * 64, own = own_first + warp * 16 + lane / 4;
     const int own_oldest_block = max(0, own_first - a.window + 1) / KEYS, own_last_block = (own_first + 63) / KEYS;
     barrier_wait(ready, 0);
@@ -151,7 +150,10 @@ __device__ __forceinline__ void attention_wide(const WideAttention& wide) {
                 attend_wide<false>(out, merged, queries, keys, block, own, a);
             }
         }
-        if (speaks) barrier_arrive(empty + slot * 8);
+        // every warp for itself: where a group leaves a block out, nothing keeps its warps together, and one that has not seen
+        // a stage's phase end before the next one does waits forever
+        __syncwarp();
+        if (lane == 0) barrier_arrive(empty + slot * 8);
         advance();
     }
 

@@ -292,6 +292,67 @@ mod tests {
         }
     }
 
+    /// A tile's two groups of warps leave out blocks that only the other needs, at their own pace.
+    #[test]
+    fn warps_that_leave_out_blocks_never_miss_a_stage() {
+        let kernels = device();
+        let device = kernels.device();
+        let attention = Attention::new(device, 64).unwrap();
+        if attention.wide.is_none() {
+            return; // compute capability 9.0 alone has it
+        }
+        let (n_heads, window, n_segments, n) = (32, 100, 24, 1500);
+        let (q_dim, n_rows) = (n_heads * 64, n_segments * n);
+        let n_slots = (window - 1 + FEW_TILE).next_multiple_of(KEYS);
+        let qkv = put(device, &f16_of(&Random::new(5).spread(n_rows * 3 * q_dim, (-1.0, 2.0))));
+        let ring = put(device, &f16_of(&Random::new(6).spread(2 * n_slots * q_dim, (-1.0, 2.0))));
+        let out = put(device, &vec![0u16; n_rows * q_dim]);
+        let (mut segments, mut tiles) = (Vec::new(), Vec::new());
+        for i in 0..n_segments {
+            let (first_row, position) = ((i * n) as i32, (i * 77) as i32);
+            segments.push(Segment {
+                ring: ring.address(),
+                first_row,
+                n_rows: n as i32,
+                position,
+                ..Segment::default()
+            });
+            tiles.extend((0..n).step_by(WIDE_TILE).map(|first| [i as i32, first as i32]));
+        }
+        let (segments, n_tiles, tiles) = (put(device, &segments), tiles.len(), put(device, &tiles));
+        let a = EncoderAttention {
+            segments: segments.address(),
+            tiles: tiles.address(),
+            qkv: qkv.address(),
+            out: out.address(),
+            stride: 3 * q_dim as i32,
+            out_stride: q_dim as i32,
+            q_dim: q_dim as i32,
+            kv_dim: q_dim as i32,
+            group: 1,
+            layer: 0,
+            n_slots: n_slots as i32,
+            window: window as i32,
+            scale: 0.18,
+            keep: 0,
+        };
+        let mut first = Vec::new();
+        for round in 0..20 {
+            for _ in 0..200 {
+                // SAFETY: all buffers have the shapes that `a` says.
+                unsafe { attention.launch(device, AttentionKind::Wide, [n_rows, n_tiles], n_heads, &a).unwrap() };
+            }
+            let mut got = vec![0u16; n_rows * q_dim];
+            // SAFETY: that is the buffer's size.
+            unsafe { device.download(bytes_of_mut(&mut got), out.address()).unwrap() };
+            if round == 0 {
+                first = got;
+            } else {
+                assert!(got == first, "round {round}");
+            }
+        }
+    }
+
     #[test]
     fn all_attention_has_the_same_bits_and_is_right() {
         let full = Case { segments: &[], window: 750, head_dim: 64, n_heads: 2, n_kv_heads: 2 };
