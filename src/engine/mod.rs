@@ -41,6 +41,8 @@ pub use guard::{Gap, GapGuard, LevelFeed, SecondLook};
 pub use session::{Alternative, Event, Session, SessionOptions, Token, TokenKind};
 use session::{Segment, Shared};
 
+use rayon::prelude::*;
+
 use crate::Result;
 use crate::audio::mel::MelFilters;
 use crate::backend::{Backend, BackendOptions, EncodeChunk, Prediction};
@@ -121,7 +123,14 @@ pub struct Engine<B: Backend> {
     draft: Draft,
     costs: PassCosts,
     hurried: bool,
+    /// Rounds for which frames have waited for those of other sessions.
+    n_put_off: usize,
 }
+
+/// One in so many sessions is to want frames before those that do get them.
+const GATHER: usize = 8;
+/// Rounds that they wait, at most.
+const PATIENCE: usize = 4;
 
 impl<B: Backend> Engine<B> {
     /// Loads a model's weights onto a backend.
@@ -135,7 +144,7 @@ impl<B: Backend> Engine<B> {
         let filters = Arc::new(MelFilters::new(params.n_mels, params.log_mel_max));
         let shared = Arc::new(Shared { tokenizer, filters });
         let (stats, draft, costs) = (Stats::default(), Draft::default(), PassCosts::default());
-        Self { backend, shared, stats, draft, costs, hurried: false }
+        Self { backend, shared, stats, draft, costs, hurried: false, n_put_off: 0 }
     }
 
     /// How far ahead tokens are guessed from now on. Never changes what is said.
@@ -191,10 +200,14 @@ impl<B: Backend> Engine<B> {
     /// As for [`advance`](Self::advance).
     pub fn step(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
         let restarted = self.restart(sessions)?;
-        let encoded = self.encode(sessions)?;
+        let mut encoded = self.encode(sessions, true)?;
         self.recover(sessions)?;
         let decoded = self.decode(sessions)?;
         self.recover(sessions)?;
+        if !encoded && !decoded {
+            encoded = self.encode(sessions, false)?;
+            self.recover(sessions)?;
+        }
         Ok(restarted || encoded || decoded)
     }
 
@@ -223,27 +236,37 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// One encoder call with the frames that are due; whether there were any.
-    fn encode(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
+    /// One encoder call with the frames that are due; whether there was one. If `patient`, those few of many sessions that
+    /// want frames wait a little for others: calls for many at once are faster.
+    fn encode(&mut self, sessions: &mut [&mut Session<B>], patient: bool) -> Result<bool> {
         let start = Instant::now();
-        let mut batch = Vec::new();
+        let enough = (sessions.len() / GATHER).max(1);
+        let mut due: Vec<_> = sessions.iter_mut().filter(|session| session.wants_frames()).collect();
+        if due.len() > 1 {
+            due = due.into_par_iter().filter_map(|session| session.prepare_frames().then_some(session)).collect();
+        } else {
+            due.retain_mut(|session| session.prepare_frames());
+        }
+        self.stats.mel += start.elapsed();
+        if due.is_empty() || due.len() < enough && patient && self.n_put_off < PATIENCE {
+            self.n_put_off += usize::from(!due.is_empty());
+            return Ok(false);
+        }
+        self.n_put_off = 0;
+        let start = Instant::now();
         let mut n_frames = 0;
-        for session in &mut *sessions {
+        let mut batch = Vec::with_capacity(due.len());
+        for session in &mut due {
             if let Some((stream, log_mel)) = session.due_frames() {
                 n_frames += log_mel.len() / self.shared.filters.n_mels();
                 batch.push(EncodeChunk { stream, log_mel });
             }
         }
-        self.stats.mel += start.elapsed();
-        if batch.is_empty() {
-            return Ok(false);
-        }
-        let start = Instant::now();
         self.backend.encode(&mut batch)?;
         self.stats.encoder += start.elapsed();
         self.stats.n_frames += n_frames as u64;
         self.stats.n_embeddings += (n_frames / FRAMES_PER_TOKEN) as u64;
-        sessions.iter_mut().for_each(|session| session.encoded());
+        due.iter_mut().for_each(|session| session.encoded());
         Ok(true)
     }
 
@@ -259,11 +282,18 @@ impl<B: Backend> Engine<B> {
         // prompts that found no room wait
         let (mut due, shares): (Vec<_>, Vec<_>) =
             due.into_iter().zip(shares).filter(|(_, share)| share.n_certain > 0).unzip();
-        let mut batch: Vec<_> = due.iter_mut().zip(shares).map(|((_, session), share)| session.span(share)).collect();
+        let (mut batch, ahead): (Vec<_>, Vec<_>) =
+            due.iter_mut().zip(shares).map(|((_, session), share)| session.span(share)).unzip();
         let n_rows: usize = batch.iter().map(|span| span.inputs.len()).sum();
-        let start = Instant::now();
-        let decoded = self.backend.decode(&mut batch);
-        let time = start.elapsed();
+        let mut time = Duration::ZERO;
+        // frames that will be wanted soon are made meanwhile
+        let decoded = rayon::in_place_scope(|scope| {
+            ahead.into_iter().flatten().for_each(|ahead| scope.spawn(|_| ahead.prepare()));
+            let start = Instant::now();
+            let decoded = self.backend.decode(&mut batch);
+            time = start.elapsed();
+            decoded
+        });
         let predictions: Vec<Vec<Prediction>> = batch.into_iter().map(|span| span.predictions).collect();
         if let Err(error) = decoded {
             // those that got through before the failure are to do it again

@@ -24,6 +24,9 @@ const MAX_INTERVAL: usize = 60 * SAMPLE_RATE as usize;
 /// Longest stretch of audio that one encoder call takes of a stream, where the interval is not longer: where much audio is
 /// there, calls begin at the interval and double up to this.
 pub(super) const MAX_SLICE: usize = 30 * SAMPLE_RATE as usize;
+/// The stretch that calls take of each of many streams: what an EOS inside it makes useless is not much, and together they
+/// are work enough.
+const LONG_SLICE: usize = 15 * SAMPLE_RATE as usize;
 /// Embeddings made ahead of need where there is audio for them, so that drafts have some.
 const LOOKAHEAD: usize = MAX_REWIND;
 /// Tokens whose audio is kept so that a stream that was lost with its device can be fed again: 15 s, which is what the
@@ -123,17 +126,7 @@ pub(super) struct Shared {
 pub(super) struct Segment<S> {
     /// Absent once the segment has ended with audio left, so that the next may have its memory.
     stream: Option<S>,
-    mel: MelStream,
-    /// Index of its first sample in the session.
-    start: u64,
-    /// Samples taken from the session so far.
-    n_fed: usize,
-    /// Whether the silence at the end has been added.
-    padded: bool,
-    /// Most samples to take at once.
-    slice: usize,
-    /// Frames of the encoder call that is due, kept until it succeeds.
-    log_mel: Vec<f32>,
+    frontend: Frontend,
     /// Tokens of the next span: the prompt, then always the last generated one; then drafts.
     inputs: Vec<u32>,
     /// How many of these are no drafts.
@@ -160,12 +153,15 @@ impl<S> Segment<S> {
         let n_certain = inputs.len();
         Self {
             stream: Some(stream),
-            mel: MelStream::new(shared.filters.clone(), left_pad * SAMPLES_PER_TOKEN),
-            start,
-            n_fed: 0,
-            padded: false,
-            slice: 0,
-            log_mel: Vec::new(),
+            frontend: Frontend {
+                mel: MelStream::new(shared.filters.clone(), left_pad * SAMPLES_PER_TOKEN),
+                start,
+                n_fed: 0,
+                right_pad: delay.tokens() + RIGHT_PAD,
+                padded: false,
+                slice: 0,
+                log_mel: Vec::new(),
+            },
             inputs,
             n_certain,
             n_span: 0,
@@ -182,19 +178,121 @@ impl<S> Segment<S> {
         (self.n_encoded - self.n_decoded).checked_sub(self.n_certain)
     }
 
+    /// Index in the session of the sample that the next generated token speaks of: what came before it has ended.
+    fn next_moment(&self) -> u64 {
+        self.frontend.start + (self.n_generated + 1) * SAMPLES_PER_TOKEN as u64
+    }
+
+    /// Index in the session of the sample that a replay begins with.
+    fn replay_start(&self) -> u64 {
+        self.frontend.start + (self.n_generated - self.recent.len() as u64) * SAMPLES_PER_TOKEN as u64
+    }
+}
+
+/// The way of a segment's samples to the encoder.
+struct Frontend {
+    mel: MelStream,
+    /// Index of the segment's first sample in the session.
+    start: u64,
+    /// Samples taken from the session so far.
+    n_fed: usize,
+    /// Silence behind the audio, in tokens, and whether it has been added.
+    right_pad: usize,
+    padded: bool,
+    /// Most samples to take at once.
+    slice: usize,
+    /// Frames of the next encoder call, kept until it succeeds.
+    log_mel: Vec<f32>,
+}
+
+impl Frontend {
     /// Index in the session of the first sample not taken yet.
     fn fed_to(&self) -> u64 {
         self.start + self.n_fed as u64
     }
 
-    /// Index in the session of the sample that the next generated token speaks of: what came before it has ended.
-    fn next_moment(&self) -> u64 {
-        self.start + (self.n_generated + 1) * SAMPLES_PER_TOKEN as u64
+    /// Whether no more frames will come of what there is.
+    fn is_dry(&self) -> bool {
+        self.padded && self.log_mel.is_empty() && self.mel.available() < FRAMES_PER_TOKEN
     }
 
-    /// Index in the session of the sample that a replay begins with.
-    fn replay_start(&self) -> u64 {
-        self.start + (self.n_generated - self.recent.len() as u64) * SAMPLES_PER_TOKEN as u64
+    /// Makes the frames of the next encoder call, if there are none yet and the audio for them is there; whether there
+    /// are any then. Samples before `keep_from` are not needed any more.
+    fn prepare(&mut self, input: &mut Input, keep_from: u64) -> bool {
+        while self.log_mel.is_empty() {
+            let n_tokens = self.mel.available() / FRAMES_PER_TOKEN;
+            self.mel.take(n_tokens * FRAMES_PER_TOKEN, &mut self.log_mel);
+            if n_tokens == 0 && !self.feed(input, keep_from) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes the next slice of audio, and after the last the silence behind it; whether there was any to take.
+    fn feed(&mut self, input: &mut Input, keep_from: u64) -> bool {
+        let pending = (input.n_pushed - self.fed_to()) as usize;
+        let gathered = if input.slices == Slices::Long { input.interval.max(LONG_SLICE) } else { input.interval };
+        let mut fed = false;
+        if pending > 0 && (input.finished || pending >= gathered || self.fed_to() < input.flush_to) {
+            self.slice = match input.slices {
+                Slices::Short => input.interval,
+                Slices::Growing => (2 * self.slice).min(MAX_SLICE).max(input.interval),
+                Slices::Long => gathered,
+            };
+            let n = pending.min(self.slice.max(SAMPLES_PER_TOKEN));
+            let first = (self.fed_to() - input.samples_start) as usize;
+            let (front, back) = input.samples.as_slices();
+            let split = front.len();
+            self.mel.push(&front[first.min(split)..(first + n).min(split)]);
+            self.mel.push(&back[first.saturating_sub(split)..(first + n).saturating_sub(split)]);
+            self.n_fed += n;
+            fed = true;
+        }
+        if input.finished && !self.padded && self.fed_to() == input.n_pushed {
+            let to_whole = self.n_fed.next_multiple_of(SAMPLES_PER_TOKEN) - self.n_fed;
+            self.mel.push_silence(to_whole + self.right_pad * SAMPLES_PER_TOKEN);
+            self.padded = true;
+            fed = true;
+        }
+        input.forget(keep_from.min(self.fed_to()));
+        fed
+    }
+}
+
+/// Samples of a session, and how they are to be worked on.
+struct Input {
+    /// From `samples_start` on: those not taken yet, and those that a restart or a replay would begin with.
+    samples: VecDeque<f32>,
+    samples_start: u64,
+    n_pushed: u64,
+    interval: usize,
+    slices: Slices,
+    /// Samples before this index are worked on without waiting for an interval's worth.
+    flush_to: u64,
+    finished: bool,
+}
+
+impl Input {
+    /// Drops samples before this index.
+    fn forget(&mut self, keep_from: u64) {
+        if keep_from > self.samples_start {
+            self.samples.drain(..(keep_from - self.samples_start) as usize);
+            self.samples_start = keep_from;
+        }
+    }
+}
+
+/// Frames that can be made while the backend is at work on the same session.
+pub(super) struct Ahead<'a> {
+    frontend: &'a mut Frontend,
+    input: &'a mut Input,
+    keep_from: u64,
+}
+
+impl Ahead<'_> {
+    pub fn prepare(self) {
+        self.frontend.prepare(self.input, self.keep_from);
     }
 }
 
@@ -203,22 +301,14 @@ pub struct Session<B: Backend> {
     shared: Arc<Shared>,
     segment: Segment<B::Stream>,
     delay: Delay,
-    interval: usize,
+    input: Input,
     cutoff: Option<f32>,
     n_top: usize,
-    /// Samples from `samples_start` on: those not taken yet, and those that a restart or a replay would begin with.
-    pub(super) samples: VecDeque<f32>,
-    samples_start: u64,
-    n_pushed: u64,
-    /// Samples before this index are worked on without waiting for an interval's worth.
-    flush_to: u64,
-    finished: bool,
     ended: bool,
     text: Utf8Joiner,
     events: VecDeque<Event>,
     /// The sample to start again from: the model said EOS with audio left.
     due_restart: Option<u64>,
-    slices: Slices,
     pub(super) acceptance: Acceptance,
 }
 
@@ -267,19 +357,21 @@ impl<B: Backend> Session<B> {
             shared,
             segment,
             delay,
-            interval: (interval as usize).clamp(1, MAX_INTERVAL),
+            input: Input {
+                samples: VecDeque::new(),
+                samples_start: 0,
+                n_pushed: 0,
+                interval: (interval as usize).clamp(1, MAX_INTERVAL),
+                slices: Slices::default(),
+                flush_to: 0,
+                finished: false,
+            },
             cutoff: options.alternatives,
             n_top: options.n_top(),
-            samples: VecDeque::new(),
-            samples_start: 0,
-            n_pushed: 0,
-            flush_to: 0,
-            finished: false,
             ended: false,
             text: Utf8Joiner::default(),
             events: VecDeque::new(),
             due_restart: None,
-            slices: Slices::default(),
             acceptance: Acceptance::default(),
         })
     }
@@ -290,28 +382,29 @@ impl<B: Backend> Session<B> {
     /// [`Error::InvalidSample`] for samples that are no sound (the ones before are taken), [`Error::InvalidOption`]
     /// after [`finish`](Self::finish).
     pub fn push(&mut self, samples: &[f32]) -> Result<()> {
-        if self.finished {
+        let input = &mut self.input;
+        if input.finished {
             return Err(Error::InvalidOption("samples pushed into a finished session".into()));
         }
-        let checked = check_samples(samples, self.n_pushed);
+        let checked = check_samples(samples, input.n_pushed);
         let n_good = match checked {
-            Err(Error::InvalidSample { index, .. }) => (index - self.n_pushed) as usize,
+            Err(Error::InvalidSample { index, .. }) => (index - input.n_pushed) as usize,
             _ => samples.len(),
         };
-        self.samples.extend(&samples[..n_good]);
-        self.n_pushed += n_good as u64;
+        input.samples.extend(&samples[..n_good]);
+        input.n_pushed += n_good as u64;
         checked
     }
 
     /// Lets the next [`advance`](super::Engine::advance) work on all samples pushed so far, without waiting for an
     /// interval's worth. Words of the last `delay` need the audio behind them and come later, so the text is the same.
     pub fn flush(&mut self) {
-        self.flush_to = self.n_pushed;
+        self.input.flush_to = self.input.n_pushed;
     }
 
     /// Declares the audio complete.
     pub fn finish(&mut self) {
-        self.finished = true;
+        self.input.finished = true;
     }
 
     /// The next thing the session has to say.
@@ -326,7 +419,7 @@ impl<B: Backend> Session<B> {
 
     /// Samples pushed so far.
     pub fn n_samples(&self) -> u64 {
-        self.n_pushed
+        self.input.n_pushed
     }
 
     /// The model's delay in this session.
@@ -334,71 +427,32 @@ impl<B: Backend> Session<B> {
         self.delay
     }
 
-    /// The stream and the frames to encode now; none while there is enough to decode or audio to wait for. The same until
-    /// [`encoded`](Self::encoded).
-    pub(super) fn due_frames(&mut self) -> Option<(&mut B::Stream, &[f32])> {
-        if self.ended || self.due_restart.is_some() || self.segment.n_ahead() >= Some(LOOKAHEAD) {
-            return None;
-        }
-        if self.finished && self.n_pushed == 0 {
+    /// Whether frames to encode are wanted, if the audio for them is there.
+    pub(super) fn wants_frames(&self) -> bool {
+        !self.ended && self.due_restart.is_none() && self.segment.n_ahead() < Some(LOOKAHEAD)
+    }
+
+    /// Makes these frames; whether there are any. The same until [`encoded`](Self::encoded).
+    pub(super) fn prepare_frames(&mut self) -> bool {
+        if self.input.finished && self.input.n_pushed == 0 {
             self.end();
-            return None;
+            return false;
         }
-        while self.segment.log_mel.is_empty() {
-            let segment = &mut self.segment;
-            let n_tokens = segment.mel.available() / FRAMES_PER_TOKEN;
-            segment.mel.take(n_tokens * FRAMES_PER_TOKEN, &mut segment.log_mel);
-            if n_tokens == 0 && !self.feed() {
-                return None;
-            }
-        }
-        Some((self.segment.stream.as_mut()?, &self.segment.log_mel))
+        let keep_from = self.segment.replay_start();
+        self.segment.frontend.prepare(&mut self.input, keep_from)
+    }
+
+    /// The stream and the prepared frames.
+    pub(super) fn due_frames(&mut self) -> Option<(&mut B::Stream, &[f32])> {
+        let frames = self.segment.frontend.log_mel.as_slice();
+        Some((self.segment.stream.as_mut()?, frames))
     }
 
     /// Notes that the due frames were encoded.
     pub(super) fn encoded(&mut self) {
-        self.segment.n_encoded += self.segment.log_mel.len() / (self.shared.filters.n_mels() * FRAMES_PER_TOKEN);
-        self.segment.log_mel.clear();
-    }
-
-    /// Gives the segment the next slice of audio, and after the last the silence behind it; whether there was any to give.
-    fn feed(&mut self) -> bool {
-        let segment = &mut self.segment;
-        let pending = (self.n_pushed - segment.fed_to()) as usize;
-        let gathered = if self.slices == Slices::Long { self.interval.max(MAX_SLICE) } else { self.interval };
-        let mut fed = false;
-        if pending > 0 && (self.finished || pending >= gathered || segment.fed_to() < self.flush_to) {
-            segment.slice = match self.slices {
-                Slices::Short => self.interval,
-                Slices::Growing => (2 * segment.slice).min(MAX_SLICE).max(self.interval),
-                Slices::Long => gathered,
-            };
-            let n = pending.min(segment.slice.max(SAMPLES_PER_TOKEN));
-            let first = (segment.fed_to() - self.samples_start) as usize;
-            let (front, back) = self.samples.as_slices();
-            let split = front.len();
-            segment.mel.push(&front[first.min(split)..(first + n).min(split)]);
-            segment.mel.push(&back[first.saturating_sub(split)..(first + n).saturating_sub(split)]);
-            segment.n_fed += n;
-            fed = true;
-        }
-        if self.finished && !segment.padded && segment.fed_to() == self.n_pushed {
-            let to_whole = segment.n_fed.next_multiple_of(SAMPLES_PER_TOKEN) - segment.n_fed;
-            segment.mel.push_silence(to_whole + (self.delay.tokens() + RIGHT_PAD) * SAMPLES_PER_TOKEN);
-            segment.padded = true;
-            fed = true;
-        }
-        self.forget();
-        fed
-    }
-
-    /// Drops samples that neither the segment nor a restart or a replay can need any more.
-    fn forget(&mut self) {
-        let keep_from = self.segment.replay_start().min(self.segment.fed_to());
-        if keep_from > self.samples_start {
-            self.samples.drain(..(keep_from - self.samples_start) as usize);
-            self.samples_start = keep_from;
-        }
+        let log_mel = &mut self.segment.frontend.log_mel;
+        self.segment.n_encoded += log_mel.len() / (self.shared.filters.n_mels() * FRAMES_PER_TOKEN);
+        log_mel.clear();
     }
 
     /// What could be decoded next, if its audio is encoded.
@@ -408,7 +462,7 @@ impl<B: Backend> Session<B> {
         }
         let segment = &self.segment;
         let Some(n_ahead) = segment.n_ahead() else {
-            if segment.padded && segment.log_mel.is_empty() && segment.mel.available() < FRAMES_PER_TOKEN {
+            if segment.frontend.is_dry() {
                 self.end();
             }
             return None;
@@ -416,22 +470,26 @@ impl<B: Backend> Session<B> {
         Some(DueSpan { n_certain: segment.n_certain, max_drafts: n_ahead.min(MAX_REWIND - 1) })
     }
 
-    /// That span, or the first inputs of a prompt. Drafts are the model's own guesses, and blanks beyond them.
-    pub(super) fn span(&mut self, share: Share) -> Span<'_, B::Stream> {
+    /// That span, or the first inputs of a prompt, and the frames that will be wanted soon. Drafts are the model's own
+    /// guesses, and blanks beyond them.
+    pub(super) fn span(&mut self, share: Share) -> (Span<'_, B::Stream>, Option<Ahead<'_>>) {
+        let keep_from = self.segment.replay_start();
         let segment = &mut self.segment;
+        let soon = segment.n_ahead() < Some(2 * LOOKAHEAD) && segment.frontend.log_mel.is_empty();
         let (n, n_drafts) = (segment.n_certain, share.n_drafts);
         let whole = share.n_certain == n;
         segment.n_span = if whole { n + n_drafts } else { share.n_certain };
         segment.inputs.truncate(n);
         segment.inputs.extend(segment.guesses.iter().take(n_drafts));
         segment.inputs.resize(n + n_drafts, self.shared.tokenizer.special.streaming_pad);
-        Span {
+        let span = Span {
             stream: segment.stream.as_mut().expect("due for a span"),
             inputs: &segment.inputs[..segment.n_span],
             predict_from: if whole { n - 1 } else { segment.n_span },
             n_top: self.n_top,
             predictions: Vec::with_capacity(1 + n_drafts),
-        }
+        };
+        (span, soon.then_some(Ahead { frontend: &mut segment.frontend, input: &mut self.input, keep_from }))
     }
 
     /// Takes the model's predictions after the span: those that follow right drafts only are what it says, the others
@@ -503,7 +561,7 @@ impl<B: Backend> Session<B> {
         if id != tokenizer.special.eos {
             return None;
         }
-        if moment < self.n_pushed {
+        if moment < self.input.n_pushed {
             return Some(moment);
         }
         self.end();
@@ -517,9 +575,9 @@ impl<B: Backend> Session<B> {
 
     /// Goes on with a clean segment; what had been heard of its audio is worked on at once.
     pub(super) fn restart(&mut self, segment: Segment<B::Stream>) {
-        self.flush_to = self.flush_to.max(self.segment.fed_to());
+        self.input.flush_to = self.input.flush_to.max(self.segment.frontend.fed_to());
         self.due_restart = None;
-        self.events.push_back(Event::Restart { time_ms: to_ms(segment.start) });
+        self.events.push_back(Event::Restart { time_ms: to_ms(segment.frontend.start) });
         self.segment = segment;
     }
 
@@ -531,7 +589,7 @@ impl<B: Backend> Session<B> {
     /// Goes on with a segment that begins at the [`replay_point`](Self::replay_point). What has been said stays said: the
     /// new stream is fed the same tokens.
     pub(super) fn replay(&mut self, segment: Segment<B::Stream>) {
-        self.flush_to = self.flush_to.max(self.segment.fed_to());
+        self.input.flush_to = self.input.flush_to.max(self.segment.frontend.fed_to());
         self.segment = segment;
     }
 
@@ -547,19 +605,26 @@ impl<B: Backend> Session<B> {
 
     /// How much audio is to be worked on at once from now on.
     pub(super) fn set_slices(&mut self, slices: Slices) {
-        self.slices = slices;
+        self.input.slices = slices;
     }
 
     /// Drops samples that have not been worked on.
     pub(super) fn forget_waiting(&mut self) {
-        let fed_to = self.segment.fed_to();
-        self.samples.truncate((fed_to - self.samples_start) as usize);
-        self.n_pushed = fed_to;
+        let (fed_to, input) = (self.segment.frontend.fed_to(), &mut self.input);
+        input.samples.truncate((fed_to - input.samples_start) as usize);
+        input.n_pushed = fed_to;
     }
 
     /// Whether all audio pushed so far leaves room for more: what is pushed beyond this waits in memory.
     pub fn wants_samples(&self) -> bool {
-        !self.finished && self.n_pushed - self.segment.fed_to() < MAX_SLICE.max(self.interval) as u64
+        let pending = self.input.n_pushed - self.segment.frontend.fed_to();
+        !self.input.finished && pending < MAX_SLICE.max(self.input.interval) as u64
+    }
+
+    /// Samples that are kept.
+    #[cfg(test)]
+    pub(super) fn n_kept(&self) -> usize {
+        self.input.samples.len()
     }
 
     /// The guesses that the next drafts are taken from.
