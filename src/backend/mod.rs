@@ -226,13 +226,14 @@ fn predict(logits: &[f32], n_top: usize) -> Result<Prediction> {
     if n_top > 1 {
         let max = logits[id];
         let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
         let order = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
-        if n_top < ids.len() {
-            ids.select_nth_unstable_by(n_top - 1, order);
-            ids.truncate(n_top);
+        let mut ids: Vec<u32> = Vec::with_capacity(n_top.min(logits.len()) + 1);
+        for i in 0..logits.len() as u32 {
+            if ids.len() < n_top || ids.last().is_some_and(|last| order(&i, last).is_lt()) {
+                ids.insert(ids.partition_point(|other| order(other, &i).is_lt()), i);
+                ids.truncate(n_top);
+            }
         }
-        ids.sort_unstable_by(order);
         top = ids.into_iter().map(|i| (i, (f64::from(logits[i as usize] - max).exp() / sum) as f32)).collect();
     }
     Ok(Prediction { id: id as u32, top })
@@ -240,12 +241,29 @@ fn predict(logits: &[f32], n_top: usize) -> Result<Prediction> {
 
 #[cfg(test)]
 mod tests {
-    use super::passes;
+    use super::{passes, predict};
 
     #[test]
     fn passes_take_everything_once_and_in_order() {
         assert_eq!(passes([3, 0, 4].into_iter(), 5), [[0..3, 0..0, 0..2], [3..3, 0..0, 2..4]]);
         assert_eq!(passes([0, 130].into_iter(), 64), [[0..0, 0..64], [0..0, 64..128], [0..0, 128..130]]);
         assert!(passes([0, 0].into_iter(), 64).is_empty());
+    }
+
+    #[test]
+    fn the_likeliest_come_in_order_and_equals_by_id() {
+        let top = |logits: &[f32], n_top: usize| -> Vec<u32> {
+            let prediction = predict(logits, n_top).unwrap();
+            assert!(prediction.top.first().is_none_or(|&(id, _)| id == prediction.id));
+            prediction.top.into_iter().map(|(id, _)| id).collect()
+        };
+        let logits = [0.5, 2.0, -1.0, 2.0, 0.5, 3.0];
+        assert!(top(&logits, 1).is_empty());
+        assert_eq!(top(&logits, 2), [5, 1]);
+        assert_eq!(top(&logits, 4), [5, 1, 3, 0]);
+        assert_eq!(top(&logits, 100), [5, 1, 3, 0, 4, 2]);
+        let sum: f32 = predict(&logits, 6).unwrap().top.iter().map(|&(_, p)| p).sum();
+        assert!((sum - 1.0).abs() < 1e-6);
+        assert!(predict(&[0.0, f32::INFINITY], 1).is_err());
     }
 }

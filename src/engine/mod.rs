@@ -199,7 +199,7 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// As for [`advance`](Self::advance).
     pub fn step(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
-        let restarted = self.restart(sessions)?;
+        let restarted = self.restart(sessions);
         let mut encoded = self.encode(sessions, true)?;
         self.recover(sessions)?;
         let decoded = self.decode(sessions)?;
@@ -208,7 +208,8 @@ impl<B: Backend> Engine<B> {
             encoded = self.encode(sessions, false)?;
             self.recover(sessions)?;
         }
-        Ok(restarted || encoded || decoded)
+        // what others are doing may be what makes room for a new segment
+        if encoded || decoded { Ok(true) } else { restarted }
     }
 
     /// Gives those sessions a clean segment whose last one ended with audio left; whether there were any.

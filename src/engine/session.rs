@@ -520,8 +520,10 @@ impl<B: Backend> Session<B> {
             confirmed.n_tokens += 1;
             confirmed.n_text_tokens += u64::from(self.shared.tokenizer.is_text(prediction.id));
             self.due_restart = self.accept(prediction);
-            if self.ended || self.due_restart.is_some() {
+            if self.due_restart.is_some() {
                 self.segment.stream = None;
+            }
+            if self.segment.stream.is_none() {
                 break;
             }
         }
@@ -635,6 +637,7 @@ impl<B: Backend> Session<B> {
 
     fn end(&mut self) {
         self.ended = true;
+        self.segment.stream = None;
         let text = self.text.finish();
         self.events.push_back(Event::End { text });
     }

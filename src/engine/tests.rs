@@ -321,6 +321,26 @@ fn a_failed_call_can_be_repeated() {
     }
 }
 
+#[test]
+fn a_fresh_start_without_room_waits_for_the_others() {
+    let mut engine = engine(40);
+    let samples = [noise(60_000, 4), noise(90_000, 5)];
+    let expected = [&samples[0], &samples[1]].map(|s| transcribe(&mut engine, s, &SessionOptions::default()));
+    let mut sessions = [0, 1].map(|_| engine.open(&SessionOptions::default()).unwrap());
+    engine.backend.max_streams = 1;
+    for (session, samples) in sessions.iter_mut().zip(&samples) {
+        session.push(samples).unwrap();
+        session.finish();
+    }
+    let [a, b] = &mut sessions;
+    engine.advance(&mut [a, b]).unwrap();
+    for (session, expected) in sessions.iter_mut().zip(expected) {
+        let (mut tokens, mut text) = Default::default();
+        drain(session, &mut tokens, &mut text);
+        assert_eq!((tokens, text), expected);
+    }
+}
+
 /// All text tokens' bytes, joined and decoded; each EOS ends a text of its own.
 fn text_of(engine: &Engine<Fake>, tokens: &[u32]) -> String {
     let text = |part: &[u32]| {

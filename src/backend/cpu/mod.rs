@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 
 use half::bf16;
 use rayon::ThreadPool;
+use rayon::prelude::*;
 
 use self::attention::KvRing;
 use self::elementwise::{gelu, gelu_all};
@@ -403,12 +404,16 @@ impl Inner<'_> {
             sink("decoder_norm", 0, &h, dim);
             sink("logits", 0, &logits, p.vocab_size);
         }
-        let mut logits = logits.chunks_exact(p.vocab_size);
+        let n_top = pass.iter().flat_map(|(span, inputs)| {
+            let from = span.predict_from.clamp(inputs.start, inputs.end);
+            (from..inputs.end).map(|_| span.n_top)
+        });
+        let rows: Vec<_> = logits.chunks_exact(p.vocab_size).zip(n_top).collect();
+        let predictions: Result<Vec<_>> = rows.into_par_iter().map(|(logits, n_top)| predict(logits, n_top)).collect();
+        let mut predictions = predictions?.into_iter();
         for (span, inputs) in pass {
             let from = span.predict_from.clamp(inputs.start, inputs.end);
-            for logits in logits.by_ref().take(inputs.end - from) {
-                span.predictions.push(predict(logits, span.n_top)?);
-            }
+            span.predictions.extend(predictions.by_ref().take(inputs.end - from));
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
+use rayon::prelude::*;
 
 use super::Tracer;
 use super::cublaslt::Library;
@@ -328,18 +329,24 @@ impl Decoder {
         // SAFETY: the device's block is as large. This also waits for the pass.
         unsafe { device.download(bytes_of_mut(best), self.scratch.best.address())? };
 
-        let mut best = best.iter();
-        let mut logits = logits.chunks_exact(vocab);
+        let wanted = pass
+            .iter()
+            .flat_map(|(span, inputs)| inputs.clone().filter(|&i| i >= span.predict_from).map(|_| span.n_top));
+        let rows: Vec<_> = wanted.zip(best.iter()).enumerate().collect();
+        // lists take a core half a millisecond a row
+        let logits_fused = self.logits_fused;
+        let predictions: Result<Vec<Prediction>> = rows
+            .into_par_iter()
+            .with_min_len(if all_logits { 1 } else { MAX_ROWS })
+            .map(|(row, (n_top, &best))| match logits.get(row * vocab..(row + 1) * vocab) {
+                Some(logits) if n_top > 1 || !logits_fused => predict(logits, n_top),
+                _ => Ok(Prediction { id: top1(best)?, top: Vec::new() }),
+            })
+            .collect();
+        let mut predictions = predictions?.into_iter();
         for (span, inputs) in pass {
             let from = span.predict_from.clamp(inputs.start, inputs.end);
-            for &best in best.by_ref().take(inputs.end - from) {
-                let logits = logits.next();
-                let prediction = match logits {
-                    Some(logits) if span.n_top > 1 || !self.logits_fused => predict(logits, span.n_top)?,
-                    _ => Prediction { id: top1(best)?, top: Vec::new() },
-                };
-                span.predictions.push(prediction);
-            }
+            span.predictions.extend(predictions.by_ref().take(inputs.end - from));
         }
         Ok(())
     }
