@@ -109,6 +109,10 @@ fn outputs_mirror_the_tree_and_are_made_once() {
     assert_eq!(work.n_done(&[&all[..], &["--delay", "960"]].concat()), 4);
     assert_eq!(work.n_done(&[&all[..], &["--delay", "960"]].concat()), 0);
     assert_eq!(work.n_done(&[&all[..], &["--delay", "960", "--redo"]].concat()), 4);
+    // whatever else decides what is written, and whether that is well
+    for more in [["--channels", "left"].as_slice(), &["--no-gap-guard"], &["--strict"], &["--alt", "0.5"]] {
+        assert_eq!(work.n_done(&[&all[..], more].concat()), 4, "{more:?}");
+    }
     // whatever they hold
     let before = work.outputs();
     assert_eq!(work.n_done(&[&all[..], &["--skip-existing"]].concat()), 0);

@@ -237,12 +237,14 @@ fn outputs<'a>(options: &'a Options, stem: &'a Path) -> impl Iterator<Item = Pat
     options.output.formats.iter().filter_map(|format| options.output.target.path(stem, *format))
 }
 
-/// A hash of everything that decides what the outputs hold: the model, and the options that change them.
+/// A hash of everything that decides what the outputs hold and whether that is well: the model, and the options that
+/// change it.
 fn settings(options: &Options) -> String {
     let files = Model::FILES.map(|name| Version::of(&options.model.join(name)));
     let session = (options.session.delay, options.session.alternatives);
     let output = (&options.output.formats, &options.output.layout, options.output.style);
-    let decisive = (env!("CARGO_PKG_VERSION"), files, session, output, options.raw);
+    let heard = (options.raw, options.channels, options.gap_guard, options.strict);
+    let decisive = (env!("CARGO_PKG_VERSION"), files, session, output, heard);
     let hash = Sha256::digest(format!("{decisive:?}"));
     hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
