@@ -32,7 +32,7 @@ use self::input::silence_decoder_panics;
 #[cfg(cuda_kernels)]
 use self::options::Gpus;
 use self::options::{Command, Device, Options, Request, Verbosity};
-use self::report::say;
+use self::report::{Log, clear_progress, say};
 use self::transcribe::transcribe_all;
 
 const FAILED: u8 = 1;
@@ -129,9 +129,10 @@ fn start_logging(verbosity: Verbosity) {
     // the decoders of other crates report through tracing what we report as errors
     let ours = Targets::new().with_target("voxtral", level);
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| Log)
         .with_ansi(io::stderr().is_terminal())
         .without_time()
+        .with_target(verbosity == Verbosity::Debug)
         .with_filter(ours);
     tracing_subscriber::registry().with(lines).init();
 }
@@ -142,6 +143,7 @@ fn stop_on_interrupt(interrupted: Arc<AtomicBool>) -> Result<(), ctrlc::Error> {
     ctrlc::set_handler(move || {
         // one interrupt may arrive twice, for the process and for its group
         if first.get_or_insert_with(Instant::now).elapsed() > SAME_INTERRUPT {
+            clear_progress();
             std::process::exit(INTERRUPTED.into());
         }
         interrupted.store(true, Ordering::Relaxed);
