@@ -293,6 +293,31 @@ fn a_run_killed_fifty_times_goes_on_where_it_was() {
     kill_and_resume(50);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_manifest_that_cannot_grow_ends_the_work_with_a_summary() {
+    let files: Vec<_> = (0..12).map(|i| format!("{i}.wav")).collect();
+    let work = Work::new(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    fs::write(work.path("in/bad.wav"), "no audio at all").unwrap();
+    // as on a disk that is full: no file may be longer than a KiB, which the transcripts are not
+    let mut command = Command::new("bash");
+    let line = "trap '' XFSZ; ulimit -f 1; exec \"$@\"";
+    command.args(["-c", line, "bash", env!("CARGO_BIN_EXE_voxtral"), "-d"]).arg(tiny_model());
+    command.args(["--device", "cpu", "in", "-o", "out"]).env_remove("VOX_PRINT_TIMINGS").current_dir(work.dir.path());
+    let Output { status, stderr, .. } = command.stdin(Stdio::null()).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("voxtral: out/voxtral-manifest.jsonl: "), "{stderr}");
+    let done = number(&stderr, "done").unwrap();
+    let failed = number(&stderr, "failed").unwrap_or(0);
+    assert_eq!(done + failed + number(&stderr, "unfinished").unwrap(), 13, "{stderr}");
+    assert!(work.outputs().values().all(|(text, _)| text.ends_with('\n')));
+    // what was not noted is done again
+    let (code, _, stderr) = work.run(&["in", "-o", "out"]);
+    assert!(code == 1 && number(&stderr, "done before").unwrap() < 12, "{stderr}");
+    assert_eq!(work.names().len(), 12);
+}
+
 /// What a terminal of 60 columns gets from a run; `script` makes one.
 #[cfg(target_os = "linux")]
 fn on_a_terminal(work: &Work, arguments: &str) -> String {

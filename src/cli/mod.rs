@@ -64,9 +64,12 @@ pub fn main() -> ExitCode {
         tracing::warn!("{warning}");
     }
     exit_code(Batch::plan(&options).and_then(|mut batch| {
-        let code = work(&options, &mut batch, &interrupted)?;
-        batch.summary().iter().for_each(|summary| say(format_args!("{summary}")));
-        Ok(code)
+        let result = work(&options, &mut batch, &interrupted);
+        // an error that ends all of the work comes last, and what it leaves undone is counted too
+        if result.is_ok() || batch.has_begun() {
+            batch.summary().iter().for_each(|summary| say(format_args!("{summary}")));
+        }
+        result
     }))
 }
 

@@ -134,6 +134,11 @@ impl Batch {
         Ok(batch)
     }
 
+    /// Whether an input has ended.
+    pub fn has_begun(&self) -> bool {
+        self.n_ended > 0
+    }
+
     /// Whether something is missing.
     pub fn has_failed(&self) -> bool {
         !self.failed.is_empty()
@@ -169,21 +174,17 @@ impl Batch {
         self.audio_seconds += audio_seconds;
         self.n_bytes_done += job.n_bytes();
         let seconds = outcome.time.as_secs_f64();
-        let status = match outcome.error {
-            None => Status::Done,
-            Some(_) => Status::Failed,
-        };
-        if let (Some(manifest), Some(version)) = (&mut self.manifest, &job.version) {
-            let settings = self.settings.clone();
-            let error = outcome.error.clone();
-            let entry = Entry { version: version.clone(), settings, status, error, audio_seconds, seconds };
-            manifest.append(entry).with_context(|| manifest.path().display().to_string())?;
-        }
-        match outcome.error {
+        let status = if outcome.error.is_none() { Status::Done } else { Status::Failed };
+        self.n_ended += 1;
+        match outcome.error.clone() {
             Some(error) => self.fail(error),
             None => self.n_done += 1,
         }
-        self.n_ended += 1;
+        if let (Some(manifest), Some(version)) = (&mut self.manifest, &job.version) {
+            let (version, settings) = (version.clone(), self.settings.clone());
+            let entry = Entry { version, settings, status, error: outcome.error, audio_seconds, seconds };
+            manifest.append(entry).with_context(|| manifest.path().display().to_string())?;
+        }
         if status == Status::Done && self.manifest.is_some() && self.n_jobs > 1 && self.writes_lines() {
             let (n_ended, n, name) = (self.n_ended, self.n_jobs, job.input.name());
             let speed = audio_seconds / seconds.max(1e-9);
