@@ -32,7 +32,7 @@ use self::input::silence_decoder_panics;
 #[cfg(cuda_kernels)]
 use self::options::Gpus;
 use self::options::{Command, Device, Options, Request, Verbosity};
-use self::report::{Log, clear_progress, say};
+use self::report::{Log, abandon_progress, say};
 use self::transcribe::transcribe_all;
 
 const FAILED: u8 = 1;
@@ -146,7 +146,7 @@ fn stop_on_interrupt(interrupted: Arc<AtomicBool>) -> Result<(), ctrlc::Error> {
     ctrlc::set_handler(move || {
         // one interrupt may arrive twice, for the process and for its group
         if first.get_or_insert_with(Instant::now).elapsed() > SAME_INTERRUPT {
-            clear_progress();
+            abandon_progress();
             std::process::exit(INTERRUPTED.into());
         }
         interrupted.store(true, Ordering::Relaxed);

@@ -44,6 +44,13 @@ fn beside_progress<R>(write: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Removes the progress line of a process that ends now, unless somebody is writing to stderr, who may never be done.
+pub fn abandon_progress() {
+    if let Ok(mut line) = LINE.try_lock() {
+        set_line(&mut line, String::new());
+    }
+}
+
 /// Removes the progress line.
 pub fn clear_progress() {
     set_line(&mut LINE.lock().unwrap_or_else(PoisonError::into_inner), String::new());
