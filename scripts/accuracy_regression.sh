@@ -12,7 +12,7 @@
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
-case ${1-} in -h | --help) usage ;; esac
+case ${1-} in -h | --help) usage 0 ;; esac
 
 model=${1:-$tiny_model}
 if [ -n "${2-}" ]; then

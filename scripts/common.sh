@@ -15,10 +15,10 @@ die() {
     exit 2
 }
 
-# Prints the comment at the top of the calling script.
+# usage STATUS: prints the comment at the top of the calling script, and ends it.
 usage() {
     sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
-    exit "${1:-0}"
+    exit "$1"
 }
 
 [ -x "$voxtral" ] || (cd "$repository" && cargo build --release --quiet) || die "cannot build the program"

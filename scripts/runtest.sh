@@ -49,7 +49,7 @@ for audio in "$@"; do
         run -I "$interval" "$audio" >"$work/got"
         same "$name: -I $interval" "$alone" "$work/got"
     done
-    run --stdin <"$audio" >"$work/got"
+    run --stdin < <(cat "$audio") >"$work/got"
     same "$name: as a file from a pipe" "$alone" "$work/got"
 done
 

@@ -9,7 +9,7 @@
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
-case ${1-} in -h | --help) usage ;; esac
+case ${1-} in -h | --help) usage 0 ;; esac
 
 model=${1:-$tiny_model}
 audio=${2:-$repository/samples/slt_numbers.wav}

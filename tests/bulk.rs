@@ -109,6 +109,10 @@ fn outputs_mirror_the_tree_and_are_made_once() {
     assert_eq!(work.n_done(&[&all[..], &["--delay", "960"]].concat()), 4);
     assert_eq!(work.n_done(&[&all[..], &["--delay", "960"]].concat()), 0);
     assert_eq!(work.n_done(&[&all[..], &["--delay", "960", "--redo"]].concat()), 4);
+    // whatever else decides what is written, and whether that is well
+    for more in [["--channels", "left"].as_slice(), &["--no-gap-guard"], &["--strict"], &["--alt", "0.5"]] {
+        assert_eq!(work.n_done(&[&all[..], more].concat()), 4, "{more:?}");
+    }
     // whatever they hold
     let before = work.outputs();
     assert_eq!(work.n_done(&[&all[..], &["--skip-existing"]].concat()), 0);
@@ -158,6 +162,9 @@ fn what_fails_is_named_and_stops_nothing_unless_asked_to() {
     assert_eq!((code, number(&stderr, "done before"), number(&stderr, "failed")), (1, Some(2), Some(3)), "{stderr}");
     let (code, stdout, stderr) = work.run(&["in/b.wav", "in/a.wav", "--fail-fast"]);
     assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
+    // what stands for no input is not counted among them
+    let (code, _, stderr) = work.run(&["in/a.wav", "in/d.wav", "nowhere/*.wav", "-o", "other"]);
+    assert!(code == 1 && stderr.contains("1/2 in/") && stderr.contains("2/2 in/"), "{stderr}");
     // nothing but errors
     let (code, _, stderr) = work.run(&["in", "-o", "out", "--silent"]);
     assert_eq!((code, stderr.lines().count()), (1, 2), "{stderr}");
@@ -284,4 +291,68 @@ fn a_killed_run_goes_on_where_it_was() {
 #[ignore = "as above, at 50 moments: some minutes"]
 fn a_run_killed_fifty_times_goes_on_where_it_was() {
     kill_and_resume(50);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_manifest_that_cannot_grow_ends_the_work_with_a_summary() {
+    let files: Vec<_> = (0..12).map(|i| format!("{i}.wav")).collect();
+    let work = Work::new(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    fs::write(work.path("in/bad.wav"), "no audio at all").unwrap();
+    // as on a disk that is full: no file may be longer than a KiB, which the transcripts are not
+    let mut command = Command::new("bash");
+    let line = "trap '' XFSZ; ulimit -f 1; exec \"$@\"";
+    command.args(["-c", line, "bash", env!("CARGO_BIN_EXE_voxtral"), "-d"]).arg(tiny_model());
+    command.args(["--device", "cpu", "in", "-o", "out"]).env_remove("VOX_PRINT_TIMINGS").current_dir(work.dir.path());
+    let Output { status, stderr, .. } = command.stdin(Stdio::null()).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("voxtral: out/voxtral-manifest.jsonl: "), "{stderr}");
+    let done = number(&stderr, "done").unwrap();
+    let failed = number(&stderr, "failed").unwrap_or(0);
+    assert_eq!(done + failed + number(&stderr, "unfinished").unwrap(), 13, "{stderr}");
+    assert!(work.outputs().values().all(|(text, _)| text.ends_with('\n')));
+    // what was not noted is done again
+    let (code, _, stderr) = work.run(&["in", "-o", "out"]);
+    assert!(code == 1 && number(&stderr, "done before").unwrap() < 12, "{stderr}");
+    assert_eq!(work.names().len(), 12);
+}
+
+/// What a terminal of 60 columns gets from a run; `script` makes one.
+#[cfg(target_os = "linux")]
+fn on_a_terminal(work: &Work, arguments: &str) -> String {
+    let line = format!(
+        "stty cols 60 && exec '{}' -d '{}' --device cpu {arguments}",
+        env!("CARGO_BIN_EXE_voxtral"),
+        tiny_model().display()
+    );
+    let mut command = Command::new("script");
+    command.args(["-qec", &line, "/dev/null"]).env_remove("VOX_PRINT_TIMINGS").current_dir(work.dir.path());
+    String::from_utf8(command.stdin(Stdio::null()).output().unwrap().stdout).unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_terminal_shows_how_far_it_is_and_keeps_nothing_of_it() {
+    const CLEAR: &str = "\r\u{1b}[2K";
+    let work = Work::new(&["a.wav", "c.wav"]);
+    fs::copy(project("samples/long_mixed.wav"), work.path("in/b.wav")).unwrap();
+    fs::copy(project("samples/long_mixed.wav"), work.path("in/d.wav")).unwrap();
+    fs::write(work.path("in/e.wav"), "no audio at all").unwrap();
+    let screen = on_a_terminal(&work, "in -o out");
+    // every state is taken away before anything else is written
+    let states: Vec<_> = screen.split(CLEAR).collect();
+    assert!(states.len() > 5, "{screen:?}");
+    let is_line = |text: &str| text.contains(" of 5 files") && text.chars().count() < 58 && !text.contains('\n');
+    let (last, before) = states.split_last().unwrap();
+    assert!(last.contains("what failed:\r\n  in/e.wav: ") && !last.contains(" of 5 files"), "{screen:?}");
+    let lines: Vec<_> =
+        before.iter().filter_map(|text| text.rsplit('\n').next()).filter(|text| is_line(text)).collect();
+    assert!(lines.iter().any(|text| text.contains(" xRT, 0:00:") && text.ends_with(" left")), "{screen:?}");
+    assert!(before.iter().all(|text| text.is_empty() || is_line(text.rsplit('\n').next().unwrap())), "{screen:?}");
+    // nor does it disturb the text where both go to the terminal
+    let screen = on_a_terminal(&work, "in/a.wav in/b.wav");
+    let texts = screen.rsplit(CLEAR).next().unwrap();
+    assert!(texts.starts_with("The compute") && texts.contains("\r\nin/b.wav:\r\nWhen the sun"), "{screen:?}");
+    assert!(texts.ends_with("awake.\r\n") && texts.lines().count() == 3, "{screen:?}");
 }

@@ -32,7 +32,7 @@ use self::input::silence_decoder_panics;
 #[cfg(cuda_kernels)]
 use self::options::Gpus;
 use self::options::{Command, Device, Options, Request, Verbosity};
-use self::report::say;
+use self::report::{Log, abandon_progress, say};
 use self::transcribe::transcribe_all;
 
 const FAILED: u8 = 1;
@@ -64,9 +64,12 @@ pub fn main() -> ExitCode {
         tracing::warn!("{warning}");
     }
     exit_code(Batch::plan(&options).and_then(|mut batch| {
-        let code = work(&options, &mut batch, &interrupted)?;
-        batch.summary().iter().for_each(|summary| say(format_args!("{summary}")));
-        Ok(code)
+        let result = work(&options, &mut batch, &interrupted);
+        // an error that ends all of the work comes last, and what it leaves undone is counted too
+        if result.is_ok() || batch.has_begun() {
+            batch.summary().iter().for_each(|summary| say(format_args!("{summary}")));
+        }
+        result
     }))
 }
 
@@ -129,9 +132,10 @@ fn start_logging(verbosity: Verbosity) {
     // the decoders of other crates report through tracing what we report as errors
     let ours = Targets::new().with_target("voxtral", level);
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| Log)
         .with_ansi(io::stderr().is_terminal())
         .without_time()
+        .with_target(verbosity == Verbosity::Debug)
         .with_filter(ours);
     tracing_subscriber::registry().with(lines).init();
 }
@@ -142,6 +146,7 @@ fn stop_on_interrupt(interrupted: Arc<AtomicBool>) -> Result<(), ctrlc::Error> {
     ctrlc::set_handler(move || {
         // one interrupt may arrive twice, for the process and for its group
         if first.get_or_insert_with(Instant::now).elapsed() > SAME_INTERRUPT {
+            abandon_progress();
             std::process::exit(INTERRUPTED.into());
         }
         interrupted.store(true, Ordering::Relaxed);

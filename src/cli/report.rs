@@ -1,10 +1,11 @@
-//! What is said on stderr about the work: timings, symbols, a progress line.
+//! What is said on stderr about the work: messages, timings, symbols, a progress line that steps aside for the others.
 
 use std::fmt::Arguments;
-use std::io::{self, IsTerminal as _, Write as _};
-use std::time::Duration;
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use console::Term;
 use voxtral::Stats;
 use voxtral::audio::SAMPLE_RATE;
 use voxtral::scheduler::Scheduler;
@@ -12,9 +13,60 @@ use voxtral::scheduler::Scheduler;
 /// A pass slower than the 80 ms that its token stands for cannot keep up with live audio.
 const REAL_TIME: Duration = Duration::from_millis(80);
 
+/// The progress line shows so many states a second at most.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
+
+/// The progress line as it is on the terminal, empty if there is none. Any thread may have something to write where it
+/// stands, so it is known to all.
+static LINE: Mutex<String> = Mutex::new(String::new());
+
+/// Puts another text in the line's place. The cursor stays behind it, so that the ^C of an interrupt goes with it.
+fn set_line(line: &mut String, text: String) {
+    let terminal = Term::buffered_stderr();
+    let clear = if line.is_empty() { Ok(()) } else { terminal.clear_line() };
+    // as with all of stderr: it may be gone
+    let _ = clear.and_then(|()| terminal.write_str(&text)).and_then(|()| terminal.flush());
+    *line = text;
+}
+
 /// Writes to stderr. It may be closed; there is nobody left to tell then.
 pub fn say(text: Arguments<'_>) {
-    let _ = io::stderr().write_fmt(text);
+    let _ = beside_progress(|| io::stderr().write_fmt(text));
+}
+
+/// Writes whole lines, and the progress line again after them.
+fn beside_progress<R>(write: impl FnOnce() -> R) -> R {
+    let mut line = LINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let text = line.clone();
+    set_line(&mut line, String::new());
+    let result = write();
+    set_line(&mut line, text);
+    result
+}
+
+/// Removes the progress line of a process that ends now, unless somebody is writing to stderr, who may never be done.
+pub fn abandon_progress() {
+    if let Ok(mut line) = LINE.try_lock() {
+        set_line(&mut line, String::new());
+    }
+}
+
+/// Removes the progress line.
+pub fn clear_progress() {
+    set_line(&mut LINE.lock().unwrap_or_else(PoisonError::into_inner), String::new());
+}
+
+/// Stderr for a log, which writes whole lines.
+pub struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        beside_progress(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Prints the lines that users of the C implementation know, then ours.
@@ -78,46 +130,68 @@ pub fn monitor_restart() {
     say(format_args!("↺"));
 }
 
+/// Ends the line of symbols. On one terminal the text has ended it.
+pub fn monitor_end() {
+    if !io::stdout().is_terminal() {
+        say(format_args!("\n"));
+    }
+}
+
 /// A progress line, where stderr is a terminal. If the text goes to one too, the line gives way to its first word.
 pub struct Progress {
-    bar: ProgressBar,
-    whole: String,
+    is_wanted: bool,
+    /// Until the next input.
+    has_given_way: bool,
     gives_way: bool,
+    last_shown: Option<Instant>,
 }
 
 impl Progress {
-    /// `shown` if nothing else is to be said on stderr; `whole` is about the work that this input is part of.
-    pub fn start(shown: bool, whole: &str) -> Self {
-        let shown = shown && io::stderr().is_terminal();
-        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::with_draw_target(None, target).with_style(style);
-        Self { bar, whole: whole.to_owned(), gives_way: io::stdout().is_terminal() }
+    /// `is_wanted` if nothing else is to be said on stderr.
+    pub fn start(is_wanted: bool) -> Self {
+        let is_wanted = is_wanted && io::stderr().is_terminal();
+        Self { is_wanted, has_given_way: false, gives_way: io::stdout().is_terminal(), last_shown: None }
     }
 
-    /// Samples taken in so far in this time, of an input that may claim to be so many seconds long.
-    pub fn show(&self, n_samples: u64, claimed: Option<f64>, time: Duration) {
-        if self.bar.is_hidden() || self.bar.is_finished() {
-            return;
-        }
-        let seconds = n_samples as f64 / f64::from(SAMPLE_RATE);
-        let speed = seconds / time.as_secs_f64().max(1e-9);
-        let of =
-            claimed.map_or(String::new(), |all| format!(" of {all:.0} s ({:.0} %)", 100.0 * seconds / all.max(1e-9)));
-        self.bar.set_message(format!("{}{seconds:.0} s{of} at {speed:.1} xRT", self.whole));
+    /// Whether there is a line, and its time to change has come.
+    pub fn is_due(&self) -> bool {
+        let is_old = self.last_shown.is_none_or(|time| time.elapsed() >= PROGRESS_PERIOD);
+        self.is_wanted && !self.has_given_way && is_old
+    }
+
+    /// `text` is of characters that take a column each.
+    pub fn show(&mut self, text: &str) {
+        // with room for ^C, which would begin a line that nobody removes
+        let (_, n_columns) = Term::stderr().size();
+        let text = text.chars().take(usize::from(n_columns).saturating_sub(3)).collect();
+        set_line(&mut LINE.lock().unwrap_or_else(PoisonError::into_inner), text);
+        self.last_shown = Some(Instant::now());
     }
 
     /// Text is about to be written.
-    pub fn give_way(&self) {
-        if self.gives_way {
-            self.clear();
+    pub fn give_way(&mut self) {
+        if self.gives_way && !self.has_given_way {
+            clear_progress();
+            self.has_given_way = true;
         }
     }
 
-    /// Removes the line.
-    pub fn clear(&self) {
-        if !self.bar.is_finished() {
-            self.bar.finish_and_clear();
-        }
+    /// The next input begins.
+    pub fn restart(&mut self) {
+        self.has_given_way = false;
     }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        clear_progress();
+    }
+}
+
+/// How far an input is that may claim to be so many seconds long, after this time.
+pub fn progress_of_one(n_samples: u64, claimed: Option<f64>, time: Duration) -> String {
+    let seconds = n_samples as f64 / f64::from(SAMPLE_RATE);
+    let speed = seconds / time.as_secs_f64().max(1e-9);
+    let of = claimed.map_or(String::new(), |all| format!(" of {all:.0} s ({:.0} %)", 100.0 * seconds / all.max(1e-9)));
+    format!("{seconds:.0} s{of} at {speed:.1} xRT")
 }

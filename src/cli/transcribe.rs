@@ -13,7 +13,9 @@ use voxtral::{Engine, Event, Gap, GapGuard, SecondLook, Stats};
 use super::bulk::{self, Batch};
 use super::input::{open, read_into};
 use super::options::{Channels, Input, Options, Target, Verbosity};
-use super::report::{Progress, monitor, monitor_restart, print_timings, print_work, say};
+use super::report::{
+    Progress, clear_progress, monitor, monitor_end, monitor_restart, print_timings, print_work, progress_of_one, say,
+};
 use super::sink::{Sink, Summary};
 use super::{INTERRUPTED, exit_status, is_broken_pipe};
 
@@ -81,8 +83,8 @@ pub fn transcribe_all<B: Backend + 'static>(
     let mut tasks: VecDeque<Task<'_>> = VecDeque::new();
     let mut sink: Option<Sink<'_>> = None;
     let shown = options.verbosity == Verbosity::Normal && !options.monitor;
-    let mut progress = Progress::start(shown, &batch.progress());
-    let (mut n_samples, mut undone, mut front_start) = (0, false, start);
+    let mut progress = Progress::start(shown);
+    let (mut n_samples, mut undone) = (0, false);
     loop {
         if !client.stopped && interrupted.load(Ordering::Relaxed) {
             client.stopped = true;
@@ -94,8 +96,11 @@ pub fn transcribe_all<B: Backend + 'static>(
         }
         undone |= client.stopped && left.len() > 0;
         let Some(front) = tasks.front() else { break };
-        let heard = front.tracks.iter().map(|track| track.n_samples).min().unwrap_or(0);
-        progress.show(heard, front.tracks.first().and_then(|track| track.duration), front_start.elapsed());
+        if progress.is_due() {
+            let whole = batch.progress(tasks.iter().map(|task| (task.job, task.n_heard(), task.duration())));
+            let one = || progress_of_one(front.n_heard(), front.duration(), start.elapsed());
+            progress.show(&whole.unwrap_or_else(one));
+        }
         let ready = if in_order { front.is_ended() } else { tasks.iter().any(Task::is_ended) };
         if let Some(update) = client.next(if ready { Duration::ZERO } else { POLL })? {
             client.take(update, &mut tasks)?;
@@ -107,8 +112,9 @@ pub fn transcribe_all<B: Backend + 'static>(
             let task = &mut tasks[i];
             if sink.is_none() && task.has_begun() {
                 if titles {
-                    progress.clear();
-                    say(format_args!("{}:\n", task.job.input.name()));
+                    // the symbols of the input before have no end
+                    let end = if options.monitor { "\n" } else { "" };
+                    say(format_args!("{end}{}:\n", task.job.input.name()));
                 }
                 sink = Some(Sink::start(&options.output, task.job, &options.model, client.delay_ms, &task.names)?);
             }
@@ -123,7 +129,7 @@ pub fn transcribe_all<B: Backend + 'static>(
             if !task.is_ended() {
                 break;
             }
-            progress.clear();
+            clear_progress();
             let Some(task) = tasks.remove(i) else { break };
             let (job, is_undone) = (task.job, task.is_undone());
             let time = task.wall();
@@ -147,11 +153,13 @@ pub fn transcribe_all<B: Backend + 'static>(
                     return Ok(exit_status(batch));
                 }
             }
-            progress = Progress::start(shown, &batch.progress());
-            front_start = Instant::now();
+            progress.restart();
         }
     }
-    progress.clear();
+    drop(progress);
+    if options.monitor {
+        monitor_end();
+    }
     if options.print_timings {
         print_timings(client.scheduler.stats(), n_samples, start.elapsed(), decoder_bytes);
         print_work(&client.scheduler, n_engines, start.elapsed());
@@ -254,6 +262,16 @@ impl Task<'_> {
 
     fn n_samples(&self) -> u64 {
         self.outcomes().map(|outcome| outcome.n_samples).max().unwrap_or(0)
+    }
+
+    /// Samples taken in so far by all tracks.
+    fn n_heard(&self) -> u64 {
+        self.tracks.iter().map(|track| track.n_samples).min().unwrap_or(0)
+    }
+
+    /// What it claims to be long, in seconds.
+    fn duration(&self) -> Option<f64> {
+        self.tracks.first()?.duration
     }
 
     /// Whether it has its turn, or has had it.

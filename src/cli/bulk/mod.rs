@@ -39,6 +39,9 @@ pub struct Outcome {
     pub error: Option<String>,
 }
 
+/// How many times as long as it took so far the rest may be said to take.
+const MAX_LEFT: f64 = 1e5;
+
 /// All work of this process.
 #[derive(Debug)]
 pub struct Batch {
@@ -51,6 +54,8 @@ pub struct Batch {
     n_found: usize,
     n_skipped: usize,
     n_done: usize,
+    /// Of `n_jobs`, whether well or not.
+    n_ended: usize,
     /// Names of inputs with their errors.
     failed: Vec<String>,
     n_jobs: usize,
@@ -115,6 +120,7 @@ impl Batch {
             n_found,
             n_skipped: n_found - jobs.len(),
             n_done: 0,
+            n_ended: 0,
             failed: Vec::new(),
             n_jobs: jobs.len(),
             audio_seconds: 0.0,
@@ -128,6 +134,11 @@ impl Batch {
         Ok(batch)
     }
 
+    /// Whether an input has ended.
+    pub fn has_begun(&self) -> bool {
+        self.n_ended > 0
+    }
+
     /// Whether something is missing.
     pub fn has_failed(&self) -> bool {
         !self.failed.is_empty()
@@ -139,22 +150,19 @@ impl Batch {
         self.failed.push(error);
     }
 
-    /// The text in front of a file's own progress: how far the whole work is.
-    pub fn progress(&self) -> String {
+    /// How far the whole work is, if it is more than one input: `open` are those that have begun, with the samples taken in
+    /// of each and the seconds that it claims to be long.
+    pub fn progress<'a>(&self, open: impl Iterator<Item = (&'a Job, u64, Option<f64>)>) -> Option<String> {
         if self.n_jobs < 2 {
-            return String::new();
+            return None;
         }
-        let n_ended = self.n_done + self.failed.len();
-        let elapsed = self.start.elapsed();
-        let mut text = format!("{} of {} files", n_ended + 1, self.n_jobs);
-        if n_ended > 0 {
-            let speed = self.audio_seconds / elapsed.as_secs_f64().max(1e-9);
-            let _ = write!(text, ", {:.2} h at {speed:.1} xRT", self.audio_seconds / 3600.0);
+        let (mut seconds, mut n_bytes) = (self.audio_seconds, self.n_bytes_done as f64);
+        for (job, n_samples, claimed) in open {
+            let heard = n_samples as f64 / f64::from(SAMPLE_RATE);
+            seconds += heard;
+            n_bytes += job.n_bytes() as f64 * claimed.map_or(0.0, |claimed| (heard / claimed.max(1e-9)).min(1.0));
         }
-        if let Some(rest) = remaining(elapsed, self.n_bytes_done, self.n_bytes) {
-            let _ = write!(text, ", {} left", clock(rest));
-        }
-        text + " · "
+        Some(progress(self.n_ended, self.n_jobs, seconds, self.start.elapsed(), n_bytes / self.n_bytes.max(1) as f64))
     }
 
     /// An input's end: what failed is named, what is known is recorded.
@@ -166,23 +174,19 @@ impl Batch {
         self.audio_seconds += audio_seconds;
         self.n_bytes_done += job.n_bytes();
         let seconds = outcome.time.as_secs_f64();
-        let status = match outcome.error {
-            None => Status::Done,
-            Some(_) => Status::Failed,
-        };
-        if let (Some(manifest), Some(version)) = (&mut self.manifest, &job.version) {
-            let settings = self.settings.clone();
-            let error = outcome.error.clone();
-            let entry = Entry { version: version.clone(), settings, status, error, audio_seconds, seconds };
-            manifest.append(entry).with_context(|| manifest.path().display().to_string())?;
-        }
-        match outcome.error {
+        let status = if outcome.error.is_none() { Status::Done } else { Status::Failed };
+        self.n_ended += 1;
+        match outcome.error.clone() {
             Some(error) => self.fail(error),
             None => self.n_done += 1,
         }
-        let n_ended = self.n_done + self.failed.len();
+        if let (Some(manifest), Some(version)) = (&mut self.manifest, &job.version) {
+            let (version, settings) = (version.clone(), self.settings.clone());
+            let entry = Entry { version, settings, status, error: outcome.error, audio_seconds, seconds };
+            manifest.append(entry).with_context(|| manifest.path().display().to_string())?;
+        }
         if status == Status::Done && self.manifest.is_some() && self.n_jobs > 1 && self.writes_lines() {
-            let (n, name) = (self.n_jobs, job.input.name());
+            let (n_ended, n, name) = (self.n_ended, self.n_jobs, job.input.name());
             let speed = audio_seconds / seconds.max(1e-9);
             say(format_args!(
                 "{n_ended}/{n} {name}: {audio_seconds:.1} s of audio in {seconds:.1} s, {speed:.1} xRT\n"
@@ -204,7 +208,7 @@ impl Batch {
             return None;
         }
         let wall = self.start.elapsed();
-        let n_left = self.n_jobs.saturating_sub(self.n_done + self.failed.len());
+        let n_left = self.n_jobs - self.n_ended;
         let mut rows = vec![("done", self.n_done.to_string())];
         let counts = [("done before", self.n_skipped), ("failed", self.failed.len()), ("unfinished", n_left)];
         rows.extend(counts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name, n.to_string())));
@@ -237,19 +241,29 @@ fn outputs<'a>(options: &'a Options, stem: &'a Path) -> impl Iterator<Item = Pat
     options.output.formats.iter().filter_map(|format| options.output.target.path(stem, *format))
 }
 
-/// A hash of everything that decides what the outputs hold: the model, and the options that change them.
+/// A hash of everything that decides what the outputs hold and whether that is well: the model, and the options that
+/// change it.
 fn settings(options: &Options) -> String {
     let files = Model::FILES.map(|name| Version::of(&options.model.join(name)));
     let session = (options.session.delay, options.session.alternatives);
     let output = (&options.output.formats, &options.output.layout, options.output.style);
-    let decisive = (env!("CARGO_PKG_VERSION"), files, session, output, options.raw);
+    let heard = (options.raw, options.channels, options.gap_guard, options.strict);
+    let decisive = (env!("CARGO_PKG_VERSION"), files, session, output, heard);
     let hash = Sha256::digest(format!("{decisive:?}"));
     hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What is left of work of which so many bytes are done after this time.
-fn remaining(elapsed: Duration, n_done: u64, n_all: u64) -> Option<Duration> {
-    (n_done > 0).then(|| elapsed.mul_f64((n_all.saturating_sub(n_done)) as f64 / n_done as f64))
+/// The progress line of several files: how many of them have ended, audio heard, time it took, and the share of the work
+/// that is done.
+fn progress(n_ended: usize, n_jobs: usize, seconds: f64, elapsed: Duration, share: f64) -> String {
+    let mut text = format!("{n_ended} of {n_jobs} files");
+    if seconds > 0.0 {
+        let _ = write!(text, ", {:.2} h at {:.1} xRT", seconds / 3600.0, seconds / elapsed.as_secs_f64().max(1e-9));
+    }
+    if share > 0.0 {
+        let _ = write!(text, ", {} left", clock(elapsed.mul_f64((1.0 / share - 1.0).clamp(0.0, MAX_LEFT))));
+    }
+    text
 }
 
 /// `h:mm:ss`.
@@ -263,13 +277,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rest_takes_as_long_as_its_bytes() {
+    fn progress_has_files_hours_speed_and_the_time_left() {
         let minute = Duration::from_secs(60);
-        assert_eq!(remaining(minute, 0, 10), None);
-        assert_eq!(remaining(minute, 5, 10), Some(minute));
-        assert_eq!(remaining(minute, 10, 10), Some(Duration::ZERO));
-        // a file that grew
-        assert_eq!(remaining(minute, 12, 10), Some(Duration::ZERO));
+        assert_eq!(progress(0, 40, 0.0, minute, 0.0), "0 of 40 files");
+        assert_eq!(progress(3, 40, 5400.0, minute, 0.25), "3 of 40 files, 1.50 h at 90.0 xRT, 0:03:00 left");
+        assert!(progress(40, 40, 1.0, minute, 1.0).ends_with("0:00:00 left"));
+        // a file that grew; one that has hardly begun
+        assert!(progress(1, 2, 1.0, minute, 1.2).ends_with("0:00:00 left"));
+        assert!(progress(1, 2, 1.0, minute, 1e-300).ends_with(" left"));
+        assert!(progress(9999, 10_000, 36e6, minute, 1e-4).len() < 70);
     }
 
     #[test]

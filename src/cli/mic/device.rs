@@ -2,8 +2,9 @@
 //! without an end: it mixes the channels and resamples, as for any other input.
 
 use std::io::{self, Read};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use cpal::traits::{DeviceTrait as _, HostTrait as _, StreamTrait as _};
@@ -12,6 +13,8 @@ use voxtral::audio::{AudioReader, Channel};
 
 /// Blocks from the device, of some 10 ms each, that wait for the reader.
 const QUEUE: usize = 512;
+/// A device that sends nothing for so long is gone, whether it says so or not: in a quiet room it sends silence.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The names of all microphones; the first is the default.
 pub fn names() -> anyhow::Result<Vec<String>> {
@@ -33,7 +36,7 @@ pub fn open(name: Option<&str>, channel: Channel) -> voxtral::Result<AudioReader
     AudioReader::from_stream(microphone, channel)
 }
 
-fn start_capture(name: Option<&str>) -> anyhow::Result<Microphone> {
+fn start_capture(name: Option<&str>) -> anyhow::Result<Microphone<Stream>> {
     let device = find(name)?;
     let config = device.default_input_config().with_context(|| device.to_string())?;
     let (sender, blocks) = sync_channel(QUEUE);
@@ -53,7 +56,7 @@ fn start_capture(name: Option<&str>) -> anyhow::Result<Microphone> {
     };
     let stream = stream.with_context(|| device.to_string())?;
     stream.play().with_context(|| device.to_string())?;
-    Ok(Microphone { _stream: stream, blocks: Mutex::new(blocks), block: header, position: 0 })
+    Ok(Microphone { stream: Some(stream), blocks: Mutex::new(blocks), block: header, position: 0, patience: PATIENCE })
 }
 
 fn find(name: Option<&str>) -> anyhow::Result<Device> {
@@ -96,22 +99,32 @@ where
 }
 
 /// The bytes of a WAV file that goes on until the device fails.
-struct Microphone {
+struct Microphone<S> {
     /// Captures while it exists.
-    _stream: Stream,
+    stream: Option<S>,
     /// Never locked: it makes this one `Sync`.
     blocks: Mutex<Receiver<Block>>,
     block: Vec<u8>,
     position: usize,
+    patience: Duration,
 }
 
-impl Read for Microphone {
+impl<S> Read for Microphone<S> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while self.position == self.block.len() {
             // without a sender the device is gone
             let blocks = self.blocks.get_mut().unwrap_or_else(PoisonError::into_inner);
-            let Ok(block) = blocks.recv() else { return Ok(0) };
-            self.block = block?;
+            self.block = match blocks.recv_timeout(self.patience) {
+                Ok(block) => block?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+                Err(RecvTimeoutError::Timeout) => {
+                    // ending it would wait for a thread that may wait for the device
+                    std::mem::forget(self.stream.take());
+                    let seconds = self.patience.as_secs();
+                    let text = format!("the microphone went away: nothing came from it for {seconds} s");
+                    return Err(io::Error::other(text));
+                }
+            };
             self.position = 0;
         }
         let n = out.len().min(self.block.len() - self.position);
@@ -145,5 +158,20 @@ mod tests {
         let mut samples = Vec::new();
         while reader.read(&mut samples).unwrap() > 0 {}
         assert_eq!((samples.len(), samples[1]), (1600, 2.5 / 4000.0));
+    }
+
+    #[test]
+    fn a_device_that_falls_silent_is_gone() {
+        let (sender, blocks) = sync_channel(QUEUE);
+        let patience = Duration::from_millis(20);
+        let mut microphone =
+            Microphone { stream: Some(()), blocks: Mutex::new(blocks), block: vec![1], position: 0, patience };
+        sender.send(Ok(vec![2, 3])).unwrap();
+        let mut heard = Vec::new();
+        let error = microphone.read_to_end(&mut heard).unwrap_err();
+        assert_eq!(heard, [1, 2, 3]);
+        assert!(error.to_string().contains("went away"), "{error}");
+        drop(sender);
+        assert_eq!(microphone.read(&mut [0]).unwrap(), 0);
     }
 }
