@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use support::synthetic::Preset;
 use voxtral::backend::cpu::Cpu;
-use voxtral::backend::cpu::ceiling::read_decoder;
 use voxtral::backend::{Backend, BackendOptions, EncodeChunk, Span};
 use voxtral::model::params::TransformerParams;
 use voxtral::{Delay, Engine, Model, SessionOptions};
@@ -35,7 +34,7 @@ fn main() {
     println!("commit {}, {}, {threads} threads", env!("VOX_COMMIT"), machine());
     match full {
         None => end_to_end(&support::tiny_model(), &options),
-        Some(dir) => stages(Path::new(&dir), &options, threads),
+        Some(dir) => stages(Path::new(&dir), &options),
     }
 }
 
@@ -83,7 +82,7 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-fn stages(dir: &Path, options: &BackendOptions, threads: usize) {
+fn stages(dir: &Path, options: &BackendOptions) {
     if !dir.join("consolidated.safetensors").exists() {
         println!("writing a synthetic checkpoint to {}", dir.display());
         Preset::full().write(dir, None).unwrap();
@@ -112,8 +111,7 @@ fn stages(dir: &Path, options: &BackendOptions, threads: usize) {
     );
 
     let bytes = cpu.decoder_bytes();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    pool.install(|| read_decoder(&model.weights));
+    cpu.plain_pass().unwrap();
     // read and step by turns: both see the same state of the machine
     let (mut reads, mut steps) = (Vec::new(), Vec::new());
     let mut prompt = Vec::new();
@@ -123,9 +121,7 @@ fn stages(dir: &Path, options: &BackendOptions, threads: usize) {
         prompt.push((inputs.len(), start.elapsed()));
     }
     for _ in 0..2 * REPEATS {
-        let start = Instant::now();
-        pool.install(|| read_decoder(&model.weights));
-        reads.push(start.elapsed());
+        reads.extend(cpu.plain_pass().unwrap());
         let start = Instant::now();
         decode(&mut cpu, &mut stream, &[32]);
         steps.push(start.elapsed());

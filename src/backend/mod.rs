@@ -15,6 +15,7 @@ mod state;
 pub use state::{Export, Import, KvState, StreamState};
 
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};
@@ -192,6 +193,15 @@ pub trait Backend: Sized + Send {
     /// Streams of so many decoder positions that fit in the device's free memory; none where it has none of its own.
     fn room_for_streams(&self, _n_positions: usize) -> Option<usize> {
         None
+    }
+
+    /// Moves as many bytes as a decoder pass reads, in the plainest way, and takes the time: what a pass is to be held
+    /// against. The CPU reads its weights; a GPU copies memory, half of which is reading. None where there is no such thing.
+    ///
+    /// # Errors
+    /// When there is no memory to copy to.
+    fn plain_pass(&mut self) -> Result<Option<Duration>> {
+        Ok(None)
     }
 
     /// Sends named activations of all further calls to `sink`.

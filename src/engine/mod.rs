@@ -167,6 +167,11 @@ impl<B: Backend> Engine<B> {
         &self.backend
     }
 
+    /// The same, to measure it beside the engine's work.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
     /// Bytes of weights that one decoder pass reads.
     pub fn decoder_bytes(&self) -> u64 {
         self.backend.decoder_bytes()

@@ -5,7 +5,7 @@
 //! decoder stack and the output matrix. Calls of any size are cut into passes of bounded size.
 
 mod attention;
-pub mod ceiling;
+mod ceiling;
 pub(super) mod elementwise;
 mod matmul;
 pub mod simd;
@@ -14,12 +14,14 @@ mod stack;
 mod tests;
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use half::bf16;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use self::attention::KvRing;
+use self::ceiling::read_decoder;
 use self::elementwise::{gelu, gelu_all};
 use self::matmul::{Product, multiply};
 use self::simd::Isa;
@@ -146,6 +148,12 @@ impl Backend for Cpu {
 
     fn decoder_bytes(&self) -> u64 {
         (self.decoder.n_bytes() + self.weights.tok_embeddings.n_bytes()) as u64
+    }
+
+    fn plain_pass(&mut self) -> Result<Option<Duration>> {
+        let start = Instant::now();
+        self.pool.install(|| read_decoder(&self.weights));
+        Ok(Some(start.elapsed()))
     }
 
     fn trace(&mut self, sink: Option<TraceSink>) {

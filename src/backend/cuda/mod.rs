@@ -22,6 +22,7 @@ mod weights;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 
@@ -45,6 +46,8 @@ const MAX_ROWS: usize = 9216;
 /// Free bytes after loading that each row may claim a share of.
 const BYTES_PER_ROW: usize = 1 << 20;
 const MIN_ROWS: usize = 1024;
+/// Memory that is copied at a time to see how fast that goes: more than caches hold.
+const COPY_BYTES: usize = 512 << 20;
 
 /// The network on a GPU.
 pub struct Cuda {
@@ -114,7 +117,7 @@ impl Backend for Cuda {
         let p = &weights.params;
         let kernels = Kernels::open(&options.cuda, &p.encoder)?;
         let device = kernels.device();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let mut loader = Loader::new(&kernels)?;
         loader.register(weights.mapped(), options.cuda.host_register_bytes);
         let decoder = Decoder::load(&mut loader, device, weights, &options.cuda)?;
@@ -178,6 +181,22 @@ impl Backend for Cuda {
 
     fn decoder_bytes(&self) -> u64 {
         self.decoder.n_bytes() as u64
+    }
+
+    fn plain_pass(&mut self) -> Result<Option<Duration>> {
+        let device = self.kernels.device();
+        device.enter()?;
+        let n_bytes = self.decoder.n_bytes() / 2;
+        let part = n_bytes.clamp(1, COPY_BYTES);
+        let (from, to) = (device.alloc_zeros(part)?, device.alloc_zeros(part)?);
+        device.finish()?;
+        let start = Instant::now();
+        for first in (0..n_bytes).step_by(part) {
+            // SAFETY: both buffers have a part's size.
+            unsafe { device.copy(to.address(), from.address(), part.min(n_bytes - first))? };
+        }
+        device.finish()?;
+        Ok(Some(start.elapsed()))
     }
 
     fn trace(&mut self, sink: Option<TraceSink>) {
