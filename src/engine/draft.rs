@@ -85,22 +85,19 @@ impl PassCosts {
         self.times[bucket] = Some((known, self.n_passes));
     }
 
-    /// What a pass of so many rows may cost. Where nothing is known it is what speaks for trying: in proportion to
-    /// the rows below the known, no more above.
+    /// What a pass of so many rows may cost. Where nothing is known it is what speaks for trying: no more than fewer rows
+    /// cost, but no less than their part of what more rows cost.
     pub fn estimate(&self, n_rows: usize) -> f64 {
         let mut below = None;
         for (rows, time) in BUCKETS.iter().zip(self.times) {
             let Some((time, _)) = time.filter(|(_, at)| self.n_passes - at <= MEMORY) else { continue };
             let (x, at) = (n_rows as f64, *rows as f64);
             if *rows >= n_rows {
-                return match below {
-                    None => time * x / at,
-                    Some((from, low)) => low + (time - low) * (x - from) / (at - from),
-                };
+                return below.map_or(0.0, |low: f64| low).max(time * x / at);
             }
-            below = Some((at, time));
+            below = Some(time);
         }
-        below.map_or(1.0, |(_, time)| time)
+        below.unwrap_or(1.0)
     }
 }
 
@@ -157,6 +154,9 @@ fn drafts(
                     before = level;
                 }
             }
+            if costs.n_passes == 0 {
+                steps.clear(); // the first pass may be slow enough as it is
+            }
             steps.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.2.cmp(&b.2)).then(a.1.cmp(&b.1)));
             let (mut n_rows, mut tokens) = (n_certain, spans.len() as f64);
             let mut best = (tokens / costs.estimate(n_rows), 0);
@@ -190,6 +190,10 @@ mod tests {
 
     /// A machine where a pass costs `fixed + per_row * rows`, after a while.
     fn settle(fixed: f64, per_row: f64, spans: &[(DueSpan, Acceptance)]) -> Vec<usize> {
+        settle_at(|rows| fixed + per_row * rows as f64, spans)
+    }
+
+    fn settle_at(cost: impl Fn(usize) -> f64, spans: &[(DueSpan, Acceptance)]) -> Vec<usize> {
         let mut costs = PassCosts::default();
         let mut n_drafts = Vec::new();
         for _ in 0..100 {
@@ -197,7 +201,7 @@ mod tests {
             let rows: usize =
                 spans.iter().map(|(span, _)| span.n_certain).sum::<usize>() + n_drafts.iter().sum::<usize>();
             assert!(rows <= MAX_ROWS.max(spans.len()));
-            costs.record(rows, Duration::from_secs_f64(fixed + per_row * rows as f64));
+            costs.record(rows, Duration::from_secs_f64(cost(rows)));
         }
         n_drafts
     }
@@ -208,6 +212,13 @@ mod tests {
         assert!((7..=23).contains(&settle(0.15, 0.015, &[span(63)])[0]));
         assert_eq!(settle(1e-3, 1.0, &[span(63)])[0], 0);
         assert!(settle(2e-3, 1e-6, &[span(5)])[0] == 5);
+    }
+
+    /// Rows that memory pays for, then rows that arithmetic has to be paid for, as on a CPU.
+    #[test]
+    fn the_best_number_is_found_between_measured_ones() {
+        assert_eq!(settle_at(|rows| f64::max(0.15, 0.025 * rows as f64), &[span(63)]), [5]);
+        assert_eq!(settle_at(|rows| f64::max(0.15, 0.012 * rows as f64), &[span(63)]), [11]);
     }
 
     #[test]
