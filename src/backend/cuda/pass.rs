@@ -29,13 +29,13 @@ const STAGE_BYTES: u32 = 16 << 10;
 const MAX_STAGES: u32 = 12;
 const SHARED_BYTES: u32 = 3072;
 const EXCHANGE_BYTES: u32 = 8192;
-/// Kernels by the rows that they take, with the bytes of sums that wait to be added.
-const KERNELS: [(&str, usize, u32); 5] = [
-    ("decoder_pass_1", 8, 24 << 10),
-    ("decoder_pass_2", 16, 24 << 10),
-    ("decoder_pass_4", 32, 32 << 10),
-    ("decoder_pass_5", 40, 32 << 10),
-    ("decoder_pass_8", 64, 32 << 10),
+/// Kernels, with an output matrix of 16 bits and of 8, by the rows that they take, with the bytes of sums that wait to be added.
+const KERNELS: [([&str; 2], usize, u32); 5] = [
+    (["decoder_pass_1", "decoder_pass_int8_1"], 8, 24 << 10),
+    (["decoder_pass_2", "decoder_pass_int8_2"], 16, 24 << 10),
+    (["decoder_pass_4", "decoder_pass_int8_4"], 32, 32 << 10),
+    (["decoder_pass_5", "decoder_pass_int8_5"], 40, 32 << 10),
+    (["decoder_pass_8", "decoder_pass_int8_8"], 64, 32 << 10),
 ];
 
 #[repr(C)]
@@ -76,6 +76,8 @@ pub struct Pass {
     pub phase_end: i32,
     pub final_norm: Address,
     pub head: Address,
+    pub head_int8: Address,
+    pub head_scales: Address,
     pub frequencies: Address,
     pub shape: Address,
     pub groups: Address,
@@ -167,8 +169,10 @@ pub fn check(p: &TransformerParams) -> Result<()> {
 }
 
 impl PassKernels {
-    pub fn new(device: &Arc<Device>) -> Result<Self> {
-        let kernel = |&(name, max_rows, sum_bytes): &(&'static str, usize, u32)| {
+    /// With `int8_head` the output matrix is the one in 8 bits.
+    pub fn new(device: &Arc<Device>, int8_head: bool) -> Result<Self> {
+        let kernel = |&(names, max_rows, sum_bytes): &([&'static str; 2], usize, u32)| {
+            let name = names[usize::from(int8_head)];
             let kernel = device.kernel(DECODER, name, 0)?;
             let clusters = kernel.cluster_width()? > 1;
             let fixed = SHARED_BYTES + sum_bytes + if clusters { EXCHANGE_BYTES } else { 0 };
