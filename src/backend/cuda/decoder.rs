@@ -2,6 +2,9 @@
 //! a kernel that goes through all layers (`kernels/decoder.cu`). Tokens, positions and addresses are read from a table on
 //! the device.
 
+#[cfg(all(test, feature = "gpu-tests"))]
+mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 

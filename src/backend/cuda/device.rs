@@ -165,6 +165,12 @@ impl Device {
         Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors, shared_bytes, pooled, overlaps }))
     }
 
+    /// Whether kernels with the instructions of compute capability 9.0 must be there.
+    #[cfg(all(test, feature = "gpu-tests"))]
+    pub fn has_hopper_kernels(&self) -> bool {
+        cfg!(hopper_kernels) && self.context.compute_capability().unwrap() == (9, 0)
+    }
+
     /// Makes this GPU the calling thread's; every entry into the backend does that first.
     pub fn enter(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(failed("cannot use the GPU from this thread"))

@@ -1,5 +1,8 @@
 //! The kernels' parameters, as the structures in `kernels/`, and how each is launched.
 
+#[cfg(all(test, feature = "gpu-tests"))]
+mod tests;
+
 use std::sync::Arc;
 
 use super::attention::Attention;

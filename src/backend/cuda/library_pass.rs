@@ -3,6 +3,9 @@
 //!
 //! All products have [`MAX_ROWS`] rows, however many are in use; reading the weights is what takes the time.
 
+#[cfg(all(test, feature = "gpu-tests"))]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
