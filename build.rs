@@ -1,10 +1,9 @@
 //! Tells the program which commit it was built from, as `VOX_COMMIT`, and compiles the CUDA kernels.
 //!
 //! nvcc is looked for in `$NVCC`, `$CUDA_HOME`, `$CUDA_PATH`, `$PATH` and `.cuda/` (scripts/install_nvcc.sh). Each
-//! `kernels/*.cu` becomes a fatbin in `$OUT_DIR`, and the cfg `cuda_kernels` says that they are there, `hopper_kernels` that some
-//! are for compute capability 9.0 alone. `VOX_CUDA_ARCH`
-//! narrows the targets, as in `VOX_CUDA_ARCH=86,90`. Without nvcc the build goes on without CUDA, or, with the feature
-//! `cuda`, fails.
+//! `kernels/*.cu` becomes a fatbin in `$OUT_DIR`, and the cfg `cuda_kernels` says that they are there, `hopper_kernels` that
+//! some are for compute capability 9.0 alone. `VOX_CUDA_ARCH` narrows the targets, as in `VOX_CUDA_ARCH=86,90`. Without nvcc
+//! the build goes on without CUDA, or, with the feature `cuda`, fails.
 
 use std::env;
 use std::path::{Path, PathBuf};

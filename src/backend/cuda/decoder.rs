@@ -423,6 +423,7 @@ impl Decoder {
             scale: super::softmax_scale(d),
             max_chunks: pass::max_chunks(d) as i32,
             stages: 0,
+            run_ahead: 0,
             phase_begin: 0,
             phase_end: 0,
             final_norm: self.norm.address(),

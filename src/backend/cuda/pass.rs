@@ -72,6 +72,7 @@ pub struct Pass {
     pub scale: f32,
     pub max_chunks: i32,
     pub stages: i32,
+    pub run_ahead: i32,
     pub phase_begin: i32,
     pub phase_end: i32,
     pub final_norm: Address,
@@ -131,6 +132,7 @@ struct PassKernel {
     grid: u32,
     shared_bytes: u32,
     stages: u32,
+    run_ahead: u32,
 }
 
 /// One kernel for each range of row counts; results are the same in all that hold the rows.
@@ -186,7 +188,9 @@ impl PassKernels {
             if grid < SPLITS as u32 {
                 return unsupported(format!("{} has too few multiprocessors", device.name));
             }
-            Ok(PassKernel { kernel, max_rows, grid, shared_bytes, stages })
+            // as much again as a ring holds, and no more than half of L2
+            let run_ahead = (device.l2_bytes / 2 / (grid * STAGE_BYTES)).min(MAX_STAGES);
+            Ok(PassKernel { kernel, max_rows, grid, shared_bytes, stages, run_ahead })
         };
         Ok(Self { device: device.clone(), kernels: KERNELS.iter().map(kernel).collect::<Result<_>>()? })
     }
@@ -202,9 +206,14 @@ impl PassKernels {
     /// All addresses in `pass` that the phases use must be those of allocations large enough for the shapes given, and stay
     /// allocated until the kernel has run.
     pub unsafe fn launch(&self, index: usize, pass: &Pass, phases: Range<usize>) -> Result<()> {
-        let PassKernel { kernel, grid, shared_bytes, stages, .. } = &self.kernels[index];
-        let pass =
-            Pass { stages: *stages as i32, phase_begin: phases.start as i32, phase_end: phases.end as i32, ..*pass };
+        let PassKernel { kernel, grid, shared_bytes, stages, run_ahead, .. } = &self.kernels[index];
+        let pass = Pass {
+            stages: *stages as i32,
+            run_ahead: *run_ahead as i32,
+            phase_begin: phases.start as i32,
+            phase_end: phases.end as i32,
+            ..*pass
+        };
         // SAFETY: as promised by the caller; the structure is the kernel's parameter.
         unsafe { self.device.launch_cooperative(kernel, *grid, THREADS, *shared_bytes, &pass) }
     }
