@@ -148,7 +148,7 @@ struct RowPlaces {
 // every TG tiles, a piece ahead of its use.
 //
 // Grid: one block per multiprocessor, all resident. Block: BLOCK. Dynamic shared memory, 128-byte aligned: SHARED_BYTES +
-// sum_bytes(NT) + stages * STAGE_BYTES, and EXCHANGE_BYTES more from sm_90 on, where two blocks form a cluster.
+// sum_bytes + stages * STAGE_BYTES, and a quarter of sum_bytes more from sm_90 on, where two blocks form a cluster.
 template <int NT, int TG, bool INT8_HEAD>
 __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
     constexpr int STEPS = 9;  // pieces of x that a warp keeps in registers
@@ -157,12 +157,12 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
     char* sum_area = shared + SHARED_BYTES;
     float* reduce = reinterpret_cast<float*>(sum_area);
 #if BULK_COPY
-    float* exchange = reinterpret_cast<float*>(sum_area + sum_bytes(NT));
+    float* exchange = reinterpret_cast<float*>(sum_area + p.sum_bytes);  // two halves
     const uint32_t exchange_barrier = shared_address(&s.barriers[2 * MAX_STAGES]);
     int exchanges = 0;
-    Ring ring{sum_area + sum_bytes(NT) + EXCHANGE_BYTES, 0, 0};
+    Ring ring{sum_area + p.sum_bytes + p.sum_bytes / 4, 0, 0};
 #else
-    Ring ring{sum_area + sum_bytes(NT), 0, 0};
+    Ring ring{sum_area + p.sum_bytes, 0, 0};
 #endif
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
 
@@ -232,7 +232,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         const RowPlaces<NT> places(rows);
         const int tile_floats = places.padded * 16;
         // tiles whose sums fit in shared memory at once
-        const int round_tiles = min(sum_bytes(NT) / (WARPS * 4), EXCHANGE_BYTES / 8) / tile_floats;
+        const int round_tiles = p.sum_bytes / (WARPS * 4) / tile_floats;
 
         // Fragments of x: lane (g, t) holds k = 8t .. 8t+7 of each 32, of row 8i + g.
         auto load_x = [&](uint4 (&b)[NT][2], int piece) {
@@ -309,7 +309,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             const int items = tiles * places.padded * 4;
 #if BULK_COPY
             // two halves: the other block is at most one exchange ahead
-            float4* received = reinterpret_cast<float4*>(exchange + (exchanges & 1) * (EXCHANGE_BYTES / 8));
+            float4* received = reinterpret_cast<float4*>(exchange + (exchanges & 1) * (p.sum_bytes / 32));
             if (adds && tid == 0) {
                 barrier_expect(exchange_barrier, (tiles + ((begin & 1) == share.slice)) / 2 * rows * 64);
             }

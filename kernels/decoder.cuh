@@ -30,11 +30,7 @@ constexpr int INT8_PIECE_BYTES = 1024;    // the same in 8 bits
 constexpr int STAGE_BYTES = WARPS * PIECE_BYTES;
 constexpr int MAX_STAGES = 12;
 constexpr int SHARED_BYTES = 3072;        // for `Shared`
-constexpr int EXCHANGE_BYTES = 8192;      // two halves; clusters only
 constexpr int NO_ROW = 255;
-
-// Sums that wait to be added: 64 rows need 512 bytes per warp, row and tile.
-__host__ __device__ constexpr int sum_bytes(int row_tiles) { return row_tiles > 2 ? 32768 : 24576; }
 
 struct DecoderLayer {
     const real16* wqkv;
@@ -54,6 +50,7 @@ struct DecoderPass {
     float scale;              // of scores: log2(e) / sqrt(HEAD_DIM)
     int max_chunks;           // chunks of the cache that a group of rows may see
     // the launch
+    int sum_bytes;            // for sums that wait to be added, 512 a row and tile; a quarter more for those exchanged
     int stages;               // of the ring
     int run_ahead;            // stages after those that L2 is asked for
     int phase_begin, phase_end;

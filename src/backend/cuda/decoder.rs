@@ -422,6 +422,7 @@ impl Decoder {
             eps: d.norm_eps,
             scale: super::softmax_scale(d),
             max_chunks: pass::max_chunks(d) as i32,
+            sum_bytes: 0,
             stages: 0,
             run_ahead: 0,
             phase_begin: 0,
