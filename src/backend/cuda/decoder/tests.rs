@@ -69,6 +69,18 @@ fn layer(p: &TransformerParams, random: &mut Random) -> LayerWeights {
     LayerWeights { attention_norm: vector(), attention, ffn_norm: vector(), feed_forward, ada: None }
 }
 
+/// Writes what changes from pass to pass.
+fn write_table(device: &Device, scratch: &Scratch, rows: &[Row], groups: &[Group], n_wanted: usize) {
+    let mut table = vec![0u8; INPUT_BYTES];
+    let mut write = |at: usize, bytes: &[u8]| table[at..at + bytes.len()].copy_from_slice(bytes);
+    write(0, bytes_of(&[rows.len() as u32, groups.len() as u32, n_wanted as u32]));
+    write(GROUPS_AT, bytes_of(groups));
+    write(ROWS_AT, bytes_of(rows));
+    // SAFETY: that is the size of both, and `table` outlives the wait.
+    unsafe { device.upload(scratch.input.address(), &table).unwrap() };
+    device.finish().unwrap();
+}
+
 impl Bench<'_> {
     fn params(&self) -> TransformerParams {
         self.decoder.params.decoder
@@ -206,14 +218,7 @@ impl Bench<'_> {
             input.rings.push(ring);
             input._buffers.extend([audio_on_gpu, scale_on_gpu]);
         }
-        let mut table = vec![0u8; INPUT_BYTES];
-        let mut write = |at: usize, bytes: &[u8]| table[at..at + bytes.len()].copy_from_slice(bytes);
-        write(0, bytes_of(&[input.rows.len() as u32, groups.len() as u32, input.n_wanted as u32]));
-        write(GROUPS_AT, bytes_of(&groups));
-        write(ROWS_AT, bytes_of(&input.rows));
-        // SAFETY: that is the size of both.
-        unsafe { device.upload(self.decoder.scratch.input.address(), &table).unwrap() };
-        device.finish().unwrap();
+        write_table(device, &self.decoder.scratch, &input.rows, &groups, input.n_wanted);
         input
     }
 }
@@ -508,4 +513,114 @@ fn every_phase_is_what_the_cpu_computes_over_many_chunks() {
     // K of w2 is more than a warp keeps of x at once; rings of 1280 slots
     let case = Case { dim: 512, hidden_dim: 9300, vocab_size: 1000, n_heads: 8, n_kv_heads: 2, window: 1100 };
     check_case(case, &[&[(2300, 1)], &[(1500, 3), (40, 5), (1791, 9)], &[(1030, 33), (0, 31)]]);
+}
+
+/// Times of whole passes at the real model's size, whose weights are random numbers made here: no checkpoint is needed.
+///
+///     cargo test --features gpu-tests --lib -- --ignored --nocapture times_of_full_size_passes
+#[test]
+#[ignore = "takes times, with 8 GB of weights"]
+fn times_of_full_size_passes() {
+    let kernels = device();
+    let device = kernels.device();
+    let p = TransformerParams {
+        dim: 3072,
+        n_layers: 26,
+        head_dim: HEAD_DIM,
+        hidden_dim: 9216,
+        n_heads: 32,
+        n_kv_heads: 8,
+        rope_theta: 1e6,
+        norm_eps: 1e-5,
+        sliding_window: 8192,
+    };
+    let vocab_size = 131_072;
+    let noise = put(device, &f16_of(&Random::new(1).spread(8 << 20, (-8.0, -5.0))));
+    let filled = |n_bytes: usize| {
+        let buffer = device.alloc(n_bytes).unwrap();
+        for at in (0..n_bytes).step_by(noise.n_bytes()) {
+            let n = noise.n_bytes().min(n_bytes - at);
+            // SAFETY: both buffers are that large.
+            unsafe { device.copy(buffer.address() + at as u64, noise.address(), n).unwrap() };
+        }
+        buffer
+    };
+    let vector = || put(device, &vec![1f32; p.dim]);
+    let layout = LayerLayout::new(&p);
+    let layer =
+        |_| Layer { attention_norm: vector(), ffn_norm: vector(), matrices: Place::Device(filled(layout.n_bytes)) };
+    let int8_head = Int8Head { matrix: filled(vocab_size * p.dim), scales: put(device, &vec![1e-4f32; vocab_size]) };
+    let decoder = Decoder {
+        params: Params { encoder: p, decoder: p, vocab_size, ada_dim: 8, n_mels: 8, log_mel_max: 1.5 },
+        kernels: PassKernels::new(device, false).unwrap(),
+        layers: (0..p.n_layers).map(layer).collect(),
+        head: filled(matrix_bytes(vocab_size, p.dim)),
+        int8_head: Some(int8_head),
+        norm: vector(),
+        frequencies: super::super::frequencies(device, &p).unwrap(),
+        scratch: Scratch::new(device, &p).unwrap(),
+        layout,
+        staging: None,
+        n_sent: 0,
+        library: None,
+        whole_passes: true,
+        logits_fused: true,
+        pass_rows: MAX_ROWS,
+        logits: None,
+    };
+    let int8_kernels = PassKernels::new(device, true).unwrap();
+    let pass = decoder.parameters(false);
+    let n_phases = Phases { n_layers: p.n_layers }.head().end;
+    let ffn_scale = put(device, &vec![1f32; p.n_layers * p.dim]);
+    let audio = put(device, &Random::new(2).spread(MAX_ROWS * p.dim, (-6.0, -4.0)));
+    let time = |what: &str, spans: &[(usize, usize)], kernels: &PassKernels| {
+        let n_slots = spans.iter().map(|(position, n)| position + n).max().unwrap().next_multiple_of(CHUNK);
+        let rings: Vec<_> = spans.iter().map(|_| filled(p.n_layers * 2 * n_slots * p.kv_dim() * 2)).collect();
+        let (mut rows, mut groups) = (Vec::new(), Vec::new());
+        for (&(position, n), ring) in spans.iter().zip(&rings) {
+            for first in (0..n).step_by(pass::group_rows(&p)) {
+                let n = pass::group_rows(&p).min(n - first);
+                groups.push(Group { first: (rows.len() + first) as i32, n: n as i32 });
+            }
+            for i in 0..n {
+                let row = rows.len();
+                rows.push(Row {
+                    audio: audio.address() + (row * p.dim * 4) as u64,
+                    kv: ring.address(),
+                    ffn_scale: ffn_scale.address(),
+                    position: (position + i) as u32,
+                    n_slots: n_slots as u32,
+                    token: (row * 7919 % vocab_size) as u32,
+                    head_row: row as u32,
+                });
+            }
+        }
+        write_table(device, &decoder.scratch, &rows, &groups, rows.len());
+        let mut best = vec![0u64; rows.len()];
+        let mut run = || {
+            let start = std::time::Instant::now();
+            // SAFETY: the scratch memory holds every row, and rings and matrices have the sizes that the parameters say.
+            unsafe {
+                kernels.launch(kernels.index(rows.len()), &pass, 0..n_phases).unwrap();
+                device.download(bytes_of_mut(&mut best), decoder.scratch.best.address()).unwrap();
+            }
+            start.elapsed().as_secs_f64() * 1e3
+        };
+        let mut times: Vec<f64> = (0..44).map(|_| run()).skip(3).collect();
+        times.sort_unstable_by(f64::total_cmp);
+        assert!(best.iter().all(|&best| top1(best).is_ok()), "{what}: not finite");
+        println!("{what}: {:.3} ms, from {:.3} to {:.3}", times[20], times[2], times[38]);
+    };
+    for position in [64, 1170, 2300] {
+        time(&format!("step at {position} positions"), &[(position, 1)], &decoder.kernels);
+        time(&format!("step at {position} positions, head in 8 bits"), &[(position, 1)], &int8_kernels);
+    }
+    for n in [2, 4, 8, 9, 16, 32, 40, 64] {
+        time(&format!("{n} rows of one stream"), &[(64, n)], &decoder.kernels);
+    }
+    for n in [8, 32] {
+        time(&format!("{n} streams"), &vec![(64, 1); n], &decoder.kernels);
+        time(&format!("{n} streams, head in 8 bits"), &vec![(64, 1); n], &int8_kernels);
+    }
+    time("32 streams at 2300 positions", &[(2300, 1); 32], &decoder.kernels);
 }
