@@ -437,7 +437,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 uint4 b[STEPS][NT][2];
 #pragma unroll
                 for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + i * WARPS);
-                if (normed) row_scales(p, s, norm, rows, warp, lane);
+                if (normed) row_scales<NT>(p, s, norm, rows, warp, lane);
                 if (early && (adds || kind == QKV)) {
                     int row, local;
                     places.split(tid >> 2, row, local);
@@ -495,7 +495,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             } else {
                 uint4 b[NT][2];
                 load_x(b, piece0);
-                if (normed) row_scales(p, s, norm, rows, warp, lane);
+                if (normed) row_scales<NT>(p, s, norm, rows, warp, lane);
                 for (int group = 0; group < share.count; group += TG) {
                     const int group_tiles = min(TG, share.count - group);
                     float acc[TG][NT][4];

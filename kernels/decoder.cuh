@@ -434,12 +434,36 @@ __device__ __forceinline__ float inverse_rms(const P& p, int norm, int row, int 
 }
 
 // What the sums of a product with normed rows are multiplied by, and `inverse` for those who write the next norm's rows.
-// Norms are counted from the first layer's on; rows of the last one are those of the head.
+// Norms are counted from the first layer's on; rows of the last one are those of the head. A warp has up to NT rows, whose
+// loads do not wait for each other; the sums are those of `inverse_rms`.
+template <int NT>
 __device__ __forceinline__ void row_scales(const DecoderPass& p, Shared& s, int norm, int rows, int warp, int lane) {
     const bool last = norm == 2 * p.n_layers;
-    for (int row = warp; row < rows; row += WARPS) {
-        const float inverse = inverse_rms(p, norm, row, lane);
-        if (lane > 0) continue;
+    const int tiles = (p.dim + 15) / 16;
+    const float* squares = p.squares + static_cast<size_t>((norm & 1) * MAX_ROWS + warp) * tiles;
+    constexpr int AHEAD = NT == 1 ? 8 : NT == 2 ? 4 : NT < 8 ? 3 : 2;
+    float sums[NT] = {};
+    for (int first = lane; first < tiles; first += AHEAD * 32) {
+        float square[AHEAD][NT];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+#pragma unroll
+            for (int j = 0; j < NT; j++) {
+                const bool valid = first + i * 32 < tiles && warp + j * WARPS < rows;
+                square[i][j] = valid ? __ldcg(squares + j * WARPS * tiles + first + i * 32) : 0.0f;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+#pragma unroll
+            for (int j = 0; j < NT; j++) sums[j] = __fadd_rn(sums[j], square[i][j]);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+        const int row = warp + j * WARPS;
+        const float inverse = 1.0f / sqrtf(warp_sum(sums[j]) / static_cast<float>(p.dim) + p.eps);
+        if (lane > 0 || row >= rows) continue;
         const int origin = last ? s.origin[row] : row;
         s.scale[row] = norm == 0 ? inverse : inverse / power_below(s.inverse[origin]);
         if (!last) s.inverse[row] = inverse;
