@@ -1,9 +1,9 @@
 //! Tells the program which commit it was built from, as `VOX_COMMIT`, and compiles the CUDA kernels.
 //!
 //! nvcc is looked for in `$NVCC`, `$CUDA_HOME`, `$CUDA_PATH`, `$PATH` and `.cuda/` (scripts/install_nvcc.sh). Each
-//! `kernels/*.cu` becomes a fatbin in `$OUT_DIR`, and the cfg `cuda_kernels` says that they are there. `VOX_CUDA_ARCH`
-//! narrows the targets, as in `VOX_CUDA_ARCH=86,90`. Without nvcc the build goes on without CUDA, or, with the feature
-//! `cuda`, fails.
+//! `kernels/*.cu` becomes a fatbin in `$OUT_DIR`, and the cfg `cuda_kernels` says that they are there, `hopper_kernels` that
+//! some are for compute capability 9.0 alone. `VOX_CUDA_ARCH` narrows the targets, as in `VOX_CUDA_ARCH=86,90`. Without nvcc
+//! the build goes on without CUDA, or, with the feature `cuda`, fails.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,18 @@ fn main() {
     commit();
     microphone();
     println!("cargo::rustc-check-cfg=cfg(cuda_kernels)");
+    println!("cargo::rustc-check-cfg=cfg(hopper_kernels)");
     println!("cargo::rerun-if-changed=kernels");
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VOX_CUDA_ARCH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     match compile_kernels() {
-        Ok(()) => println!("cargo::rustc-cfg=cuda_kernels"),
+        Ok(hopper) => {
+            println!("cargo::rustc-cfg=cuda_kernels");
+            if hopper {
+                println!("cargo::rustc-cfg=hopper_kernels");
+            }
+        }
         Err(reason) if env::var_os("CARGO_FEATURE_CUDA").is_some() => println!("cargo::error={reason}"),
         Err(reason) => println!("cargo::warning=built without CUDA: {reason}"),
     }
@@ -61,14 +67,17 @@ fn find_nvcc() -> Option<PathBuf> {
     places.find(|path| path.is_file())
 }
 
-fn compile_kernels() -> Result<(), String> {
+/// Whether those with Hopper's own instructions are among them.
+fn compile_kernels() -> Result<bool, String> {
     let nvcc = find_nvcc().ok_or("nvcc was not found; scripts/install_nvcc.sh installs it into .cuda/")?;
     let chosen = env::var("VOX_CUDA_ARCH").unwrap_or_default();
     let architectures = if chosen.trim().is_empty() { ARCHITECTURES } else { chosen.trim() };
     let mut targets = Vec::new();
+    let mut hopper = false;
     for arch in architectures.split(',').map(|arch| arch.trim().trim_start_matches("sm_")) {
         // Hopper's own instructions are in a target of their own, which every GPU of that capability runs
         let arch = if arch == "90" { "90a" } else { arch };
+        hopper |= arch == "90a";
         targets.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
     }
     let lowest = architectures.split(',').next().unwrap_or("80").trim().trim_start_matches("sm_").trim_end_matches('a');
@@ -84,7 +93,7 @@ fn compile_kernels() -> Result<(), String> {
     let recipe = recipe(&nvcc, &targets)?;
     let recipe_path = out.join("kernels.recipe");
     if std::fs::read_to_string(&recipe_path).is_ok_and(|made_by| made_by == recipe) {
-        return Ok(());
+        return Ok(hopper);
     }
     let _ = std::fs::remove_file(&recipe_path); // what is there may be replaced in part
     let mut running = Vec::new();
@@ -104,7 +113,8 @@ fn compile_kernels() -> Result<(), String> {
             return Err(format!("{} could not compile {}: {text}", nvcc.display(), source.display()));
         }
     }
-    std::fs::write(recipe_path, recipe).map_err(|e| e.to_string())
+    std::fs::write(recipe_path, recipe).map_err(|e| e.to_string())?;
+    Ok(hopper)
 }
 
 /// All that the compiled kernels depend on: a new commit alone does not compile them again.

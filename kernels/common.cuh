@@ -127,11 +127,11 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
-// One decoder position of a pass. `kv` is 0 in rows that only fill up a launch shape.
+// One decoder position of a pass.
 struct Row {
     const float* audio;      // [dim], the audio embedding
-    real16* kv;                // [n_layers][2][n_slots][kv_dim], the stream's ring
-    const float* ffn_scale;  // [n_layers][dim]
+    real16* kv;              // the stream's ring, see decoder_attention.cuh
+    const float* ffn_scale;  // [n_layers][width]
     uint32_t position;
     uint32_t n_slots;
     uint32_t token;

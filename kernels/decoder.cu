@@ -7,7 +7,8 @@
 //     embed, then per layer: qkv, attention, wo, w13, w2, and at the end the head
 // with a grid barrier between them. Any range of phases can be launched alone, with the same results. Eight warps compute;
 // a ninth streams weights through a ring of 16 KiB stages in shared memory, across the borders of phases: weights do not
-// depend on anything, so the next matrices arrive while barriers, norms and attention happen.
+// depend on anything, so the next matrices arrive while barriers, norms and attention happen. What the ring has no room for
+// yet a tenth has L2 fetch (sm_90 on).
 //
 // Products. y[N, M] = W[N, K] x[K, M] with mma.m16n8k16: weights are the left operand (16 rows of W), rows of the pass are
 // the columns of the right one. A block takes every n-th tile of 16 weight rows; its eight warps split K (warp w takes the
@@ -23,8 +24,12 @@
 // Layouts (F16; K is padded to a multiple of 64 with zeros)
 //     weights      [N / 16][K / 32][16][32], N padded to 16 with zeros. wqkv: rows of wq, wk, wv one after the other.
 //                  w13: tile j holds rows 8j .. 8j+7 of w1, then those of w3. The head is the token embedding table in
-//                  the same layout, which is also where embeddings are taken from.
+//                  the same layout, which is also where embeddings are taken from. In 8 bits, as `quantise_rows` in
+//                  decoder_pack.cu leaves it, it is widened on its way to the matrix unit, which changes no digit; a row's
+//                  scale multiplies its sums. Activations stay F16.
 //     activations  [K / 32][MAX_ROWS][32]
+
+#include <type_traits>
 
 #include "decoder_attention.cuh"
 
@@ -143,8 +148,8 @@ struct RowPlaces {
 // every TG tiles, a piece ahead of its use.
 //
 // Grid: one block per multiprocessor, all resident. Block: BLOCK. Dynamic shared memory, 128-byte aligned: SHARED_BYTES +
-// sum_bytes(NT) + stages * STAGE_BYTES, and EXCHANGE_BYTES more from sm_90 on, where two blocks form a cluster.
-template <int NT, int TG>
+// sum_bytes + stages * STAGE_BYTES, and a quarter of sum_bytes more from sm_90 on, where two blocks form a cluster.
+template <int NT, int TG, bool INT8_HEAD>
 __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
     constexpr int STEPS = 9;  // pieces of x that a warp keeps in registers
     extern __shared__ __align__(128) char shared[];
@@ -152,17 +157,18 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
     char* sum_area = shared + SHARED_BYTES;
     float* reduce = reinterpret_cast<float*>(sum_area);
 #if BULK_COPY
-    float* exchange = reinterpret_cast<float*>(sum_area + sum_bytes(NT));
+    float* exchange = reinterpret_cast<float*>(sum_area + p.sum_bytes);  // two halves
     const uint32_t exchange_barrier = shared_address(&s.barriers[2 * MAX_STAGES]);
     int exchanges = 0;
-    Ring ring{sum_area + sum_bytes(NT) + EXCHANGE_BYTES, 0, 0};
+    Ring ring{sum_area + p.sum_bytes + p.sum_bytes / 4, 0, 0};
 #else
-    Ring ring{sum_area + sum_bytes(NT), 0, 0};
+    Ring ring{sum_area + p.sum_bytes, 0, 0};
 #endif
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
 
     if (tid == 0) {
         Ring::initialise(p);
+        s.filled = 0;
 #if BULK_COPY
         barrier_init(exchange_barrier, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -175,7 +181,8 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #endif
     if (warp >= WARPS) {
         give_registers();
-        if (warp == WARPS) ring.fill<TG>(p, lane);
+        if (warp == WARPS) ring.fill<TG, INT8_HEAD>(p, &s.filled, lane);
+        if (BULK_COPY && warp == WARPS + 1 && lane == 0 && p.run_ahead > 0) Ring::run_ahead<TG, INT8_HEAD>(p, &s.filled);
         return;
     }
     take_registers();
@@ -212,7 +219,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             }
             continue;
         }
-        const Share share = share_of(p, phase, kind);
+        const Share share = share_of<INT8_HEAD>(p, phase, kind);
         const int rows = kind == HEAD ? head_rows : all_rows;
         const real16* x = kind == WO ? p.attended : kind == W2 ? p.activated : p.normed;
         const int piece0 = share.begin + warp;
@@ -225,7 +232,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         const RowPlaces<NT> places(rows);
         const int tile_floats = places.padded * 16;
         // tiles whose sums fit in shared memory at once
-        const int round_tiles = min(sum_bytes(NT) / (WARPS * 4), EXCHANGE_BYTES / 8) / tile_floats;
+        const int round_tiles = p.sum_bytes / (WARPS * 4) / tile_floats;
 
         // Fragments of x: lane (g, t) holds k = 8t .. 8t+7 of each 32, of row 8i + g.
         auto load_x = [&](uint4 (&b)[NT][2], int piece) {
@@ -238,18 +245,6 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                                      : make_uint4(0, 0, 0, 0);
                 }
             }
-        };
-        auto multiply = [&](float (&acc)[NT][4], const uint4 (&b)[NT][2], bool mine) {
-            const uint4* a = ring.wait(warp);
-            if (mine) {
-                const uint4 low0 = a[lane], high0 = a[32 + lane], low1 = a[64 + lane], high1 = a[96 + lane];
-#pragma unroll
-                for (int j = 0; j < NT; j++) mma_k32(acc[j], low0, high0, b[j][0]);
-#pragma unroll
-                for (int j = 0; j < NT; j++) mma_k32(acc[j], low1, high1, b[j][1]);
-            }
-            Ring::release(ring.slot, lane);
-            ring.advance(p);
         };
         auto clear = [&](float (&acc)[NT][4]) {
 #pragma unroll
@@ -314,7 +309,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             const int items = tiles * places.padded * 4;
 #if BULK_COPY
             // two halves: the other block is at most one exchange ahead
-            float4* received = reinterpret_cast<float4*>(exchange + (exchanges & 1) * (EXCHANGE_BYTES / 8));
+            float4* received = reinterpret_cast<float4*>(exchange + (exchanges & 1) * (p.sum_bytes / 32));
             if (adds && tid == 0) {
                 barrier_expect(exchange_barrier, (tiles + ((begin & 1) == share.slice)) / 2 * rows * 64);
             }
@@ -339,7 +334,12 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #endif
                     continue;
                 }
-                const float4 y = scaled(sum_of(local, row, quad), s.scale[row]);
+                float4 y = sum_of(local, row, quad);
+                if (INT8_HEAD && kind == HEAD) {
+                    const float4 f = *reinterpret_cast<const float4*>(p.head_scales + n);
+                    y = make_float4(__fmul_rn(y.x, f.x), __fmul_rn(y.y, f.y), __fmul_rn(y.z, f.z), __fmul_rn(y.w, f.w));
+                }
+                y = scaled(y, s.scale[row]);
                 if (kind == QKV) {
                     if (!valid) continue;
                     const int n_query = p.n_heads * HEAD_DIM, n_key = p.n_kv_heads * HEAD_DIM;
@@ -430,101 +430,124 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             }
         }
         if (phase > p.phase_begin) grid_wait(p.counters, target);
-        if constexpr (TG == 1) {
-            uint4 b[STEPS][NT][2];
+        // the phase's products, with weights of 16 bits or 8
+        auto multiply = [&](auto int8) {
+            constexpr bool INT8 = decltype(int8)::value;
+            if constexpr (TG == 1) {
+                uint4 b[STEPS][NT][2];
 #pragma unroll
-            for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + i * WARPS);
-            if (normed) row_scales(p, s, norm, rows, warp, lane);
-            if (early && (adds || kind == QKV)) {
-                int row, local;
-                places.split(tid >> 2, row, local);
-                const int n = (share.first + local * share.step) * 16 + (tid & 3) * 4;
-                if (local < share.count && row < rows) {
-                    if (adds) {
-                        ready = addend(row, n);
-                    } else {
-                        ready_turns = turns(row, n);
+                for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + i * WARPS);
+                if (normed) row_scales<NT>(p, s, norm, rows, warp, lane);
+                if (early && (adds || kind == QKV)) {
+                    int row, local;
+                    places.split(tid >> 2, row, local);
+                    const int n = (share.first + local * share.step) * 16 + (tid & 3) * 4;
+                    if (local < share.count && row < rows) {
+                        if (adds) {
+                            ready = addend(row, n);
+                        } else {
+                            ready_turns = turns(row, n);
+                        }
                     }
                 }
-            }
-            for (int begin = 0; begin < share.count; begin += round_tiles) {
-                const int tiles = min(round_tiles, share.count - begin);
-                block_sync();  // the sums of the round before have been read
-                for (int local = 0; local < tiles; local++) {
-                    float acc[NT][4];
-                    clear(acc);
-                    for (int first = 0; first < steps; first += STEPS) {
-                        if (steps > STEPS) {
+                for (int begin = 0; begin < share.count; begin += round_tiles) {
+                    const int tiles = min(round_tiles, share.count - begin);
+                    block_sync();  // the sums of the round before have been read
+                    for (int local = 0; local < tiles; local++) {
+                        float acc[NT][4];
+                        clear(acc);
+                        for (int first = 0; first < steps; first += STEPS) {
+                            if (steps > STEPS) {
 #pragma unroll
-                            for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + (first + i) * WARPS);
-                        }
-                        // the next stage's fragments are read while the matrix unit works on this one's
-                        uint4 a[2][4];
-                        auto fetch = [&](uint4 (&to)[4]) {
-                            const uint4* from = ring.wait(warp);
+                                for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + (first + i) * WARPS);
+                            }
+                            // the next stage's fragments are read while the matrix unit works on this one's
+                            uint4 a[2][4];
+                            auto fetch = [&](uint4 (&to)[4]) {
+                                ring.wait();
+                                ring.template read<INT8>(warp, lane, to);
+                                const int slot = ring.slot;
+                                ring.advance(p);
+                                return slot;
+                            };
+                            int held = fetch(a[0]);
 #pragma unroll
-                            for (int j = 0; j < 4; j++) to[j] = from[j * 32 + lane];
-                            const int slot = ring.slot;
-                            ring.advance(p);
-                            return slot;
-                        };
-                        int held = fetch(a[0]);
+                            for (int i = 0; i < STEPS; i++) {
+                                if (first + i < steps) {
+                                    int next = 0;
+                                    if (i + 1 < STEPS && first + i + 1 < steps) next = fetch(a[(i + 1) & 1]);
+                                    if (piece0 + (first + i) * WARPS < share.end) {
+                                        const uint4(&w)[4] = a[i & 1];
 #pragma unroll
-                        for (int i = 0; i < STEPS; i++) {
-                            if (first + i < steps) {
-                                int next = 0;
-                                if (i + 1 < STEPS && first + i + 1 < steps) next = fetch(a[(i + 1) & 1]);
-                                if (piece0 + (first + i) * WARPS < share.end) {
-                                    const uint4(&w)[4] = a[i & 1];
+                                        for (int j = 0; j < NT; j++) mma_k32(acc[j], w[0], w[1], b[i][j][0]);
 #pragma unroll
-                                    for (int j = 0; j < NT; j++) mma_k32(acc[j], w[0], w[1], b[i][j][0]);
-#pragma unroll
-                                    for (int j = 0; j < NT; j++) mma_k32(acc[j], w[2], w[3], b[i][j][1]);
+                                        for (int j = 0; j < NT; j++) mma_k32(acc[j], w[2], w[3], b[i][j][1]);
+                                    }
+                                    Ring::release(held, lane);
+                                    held = next;
                                 }
-                                Ring::release(held, lane);
-                                held = next;
                             }
                         }
+                        store_sums(acc, local);
                     }
-                    store_sums(acc, local);
+                    finish(begin, tiles);
                 }
-                finish(begin, tiles);
+            } else {
+                uint4 b[NT][2];
+                load_x(b, piece0);
+                if (normed) row_scales<NT>(p, s, norm, rows, warp, lane);
+                for (int group = 0; group < share.count; group += TG) {
+                    const int group_tiles = min(TG, share.count - group);
+                    float acc[TG][NT][4];
+#pragma unroll
+                    for (int i = 0; i < TG; i++) clear(acc[i]);
+                    for (int i = 0; i < steps; i++) {
+                        uint4 ahead[NT > 4 ? 1 : NT][2];
+                        if constexpr (NT > 4) {
+                            load_x(b, piece0 + i * WARPS);
+                        } else {
+                            load_x(ahead, i + 1 < steps ? piece0 + (i + 1) * WARPS : piece0);
+                        }
+#pragma unroll
+                        for (int tile = 0; tile < TG; tile++) {
+                            if (tile >= group_tiles) continue;
+                            ring.wait();
+                            if (piece0 + i * WARPS < share.end) {
+                                uint4 w[4];
+                                ring.template read<INT8>(warp, lane, w);
+#pragma unroll
+                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w[0], w[1], b[j][0]);
+#pragma unroll
+                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w[2], w[3], b[j][1]);
+                            }
+                            Ring::release(ring.slot, lane);
+                            ring.advance(p);
+                        }
+                        if constexpr (NT <= 4) {
+#pragma unroll
+                            for (int j = 0; j < NT; j++) b[j][0] = ahead[j][0], b[j][1] = ahead[j][1];
+                        }
+                    }
+                    for (int round = 0; round < group_tiles; round += round_tiles) {
+                        const int tiles = min(round_tiles, group_tiles - round);
+                        block_sync();
+#pragma unroll
+                        for (int i = 0; i < TG; i++) {
+                            if (i >= round && i < round + tiles) store_sums(acc[i], i - round);
+                        }
+                        finish(group + round, tiles);
+                    }
+                }
+            }
+        };
+        if constexpr (INT8_HEAD) {
+            if (kind == HEAD) {
+                multiply(std::true_type{});
+            } else {
+                multiply(std::false_type{});
             }
         } else {
-            uint4 b[NT][2];
-            load_x(b, piece0);
-            if (normed) row_scales(p, s, norm, rows, warp, lane);
-            for (int group = 0; group < share.count; group += TG) {
-                const int group_tiles = min(TG, share.count - group);
-                float acc[TG][NT][4];
-#pragma unroll
-                for (int i = 0; i < TG; i++) clear(acc[i]);
-                for (int i = 0; i < steps; i++) {
-                    uint4 ahead[NT > 4 ? 1 : NT][2];
-                    if constexpr (NT > 4) {
-                        load_x(b, piece0 + i * WARPS);
-                    } else {
-                        load_x(ahead, i + 1 < steps ? piece0 + (i + 1) * WARPS : piece0);
-                    }
-#pragma unroll
-                    for (int tile = 0; tile < TG; tile++) {
-                        if (tile < group_tiles) multiply(acc[tile], b, piece0 + i * WARPS < share.end);
-                    }
-                    if constexpr (NT <= 4) {
-#pragma unroll
-                        for (int j = 0; j < NT; j++) b[j][0] = ahead[j][0], b[j][1] = ahead[j][1];
-                    }
-                }
-                for (int round = 0; round < group_tiles; round += round_tiles) {
-                    const int tiles = min(round_tiles, group_tiles - round);
-                    block_sync();
-#pragma unroll
-                    for (int i = 0; i < TG; i++) {
-                        if (i >= round && i < round + tiles) store_sums(acc[i], i - round);
-                    }
-                    finish(group + round, tiles);
-                }
-            }
+            multiply(std::false_type{});
         }
         if (kind == HEAD) {
             block_sync();
@@ -547,10 +570,15 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #define DECODER_PASS(NT, TG)                                                   \
     extern "C" __global__ void __launch_bounds__(BLOCK, 1) CLUSTER             \
         decoder_pass_##NT(const __grid_constant__ DecoderPass p) {             \
-        decoder_pass<NT, TG>(p);                                               \
+        decoder_pass<NT, TG, false>(p);                                        \
+    }                                                                          \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 1) CLUSTER             \
+        decoder_pass_int8_##NT(const __grid_constant__ DecoderPass p) {        \
+        decoder_pass<NT, TG, true>(p);                                         \
     }
 
-// Up to 8, 16, 32, 40 and 64 rows. More rows leave fewer registers for x and tiles, so x is read more often.
+// Up to 8, 16, 32, 40 and 64 rows, each with a head of 16 bits and of 8. More rows leave fewer registers for x and tiles, so x
+// is read more often.
 DECODER_PASS(1, 1)
 #if TRADE_REGISTERS
 DECODER_PASS(2, 9)

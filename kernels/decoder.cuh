@@ -26,14 +26,11 @@ constexpr int CHUNK = 256;                // cache positions of an attention uni
 constexpr int MAX_ROWS = 64;
 constexpr int MAX_LAYERS = 64;
 constexpr int PIECE_BYTES = 2048;         // 16 rows of weights by 64 k
+constexpr int INT8_PIECE_BYTES = 1024;    // the same in 8 bits
 constexpr int STAGE_BYTES = WARPS * PIECE_BYTES;
 constexpr int MAX_STAGES = 12;
 constexpr int SHARED_BYTES = 3072;        // for `Shared`
-constexpr int EXCHANGE_BYTES = 8192;      // two halves; clusters only
 constexpr int NO_ROW = 255;
-
-// Sums that wait to be added: 64 rows need 512 bytes per warp, row and tile.
-__host__ __device__ constexpr int sum_bytes(int row_tiles) { return row_tiles > 2 ? 32768 : 24576; }
 
 struct DecoderLayer {
     const real16* wqkv;
@@ -53,10 +50,14 @@ struct DecoderPass {
     float scale;              // of scores: log2(e) / sqrt(HEAD_DIM)
     int max_chunks;           // chunks of the cache that a group of rows may see
     // the launch
+    int sum_bytes;            // for sums that wait to be added, 512 a row and tile; a quarter more for those exchanged
     int stages;               // of the ring
+    int run_ahead;            // stages after those that L2 is asked for
     int phase_begin, phase_end;
     const float* final_norm;         // [width]
     const real16* head;              // [vocab, dim], packed
+    const uint8_t* head_int8;        // the same in 8 bits, for kernels that multiply with that
+    const float* head_scales;        // [vocab, padded to 16], with them
     const float* frequencies;        // [HEAD_DIM / 2]
     // the pass
     const int* shape;                // rows, groups, rows of the head
@@ -95,6 +96,7 @@ struct Shared {
     uint8_t group_of[MAX_ROWS];   // the group of a row
     uint8_t head_row[MAX_ROWS];   // where a row is among those of the head, or NO_ROW
     uint8_t origin[MAX_ROWS];     // and the other way round
+    volatile int filled;          // stages that the ring has been filled with so far
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "the ring begins there");
 
@@ -118,6 +120,17 @@ __device__ __forceinline__ void mma_k32(float (&c)[4], const uint4& low, const u
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(low.x), "r"(high.x), "r"(low.y), "r"(high.y), "r"(b.x), "r"(b.y), "r"(low.z), "r"(high.z), "r"(low.w),
           "r"(high.w), "r"(b.z), "r"(b.w));
+}
+
+// Eight numbers of 8 bits, 128 more than they stand for, as F16: 0x6400 + n is 1024 + n.
+__device__ __forceinline__ uint4 widened(uint32_t first, uint32_t second) {
+    auto pair = [](uint32_t four, uint32_t selector) {
+        const uint32_t bits = __byte_perm(four, 0x64646464u, selector);
+        const __half2 off = __half2half2(__ushort_as_half(0x6480));
+        const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&bits), off);
+        return *reinterpret_cast<const uint32_t*>(&value);
+    };
+    return make_uint4(pair(first, 0x4140), pair(first, 0x4342), pair(second, 0x4140), pair(second, 0x4342));
 }
 
 // Loads that skip L1: other blocks of the same launch wrote the data.
@@ -239,6 +252,7 @@ __device__ __forceinline__ void grid_wait(const uint32_t* counter, uint32_t targ
 // The part of a product that this block does.
 struct Share {
     const char* weights;
+    int piece_bytes;
     int tiles;        // tiles of 16 weight rows in the matrix
     int pieces;       // pieces of 64 k in a row of tiles
     int slice;        // which slice of k
@@ -247,6 +261,7 @@ struct Share {
     int count;        // how many
 };
 
+template <bool INT8_HEAD>
 __device__ __forceinline__ Share share_of(const DecoderPass& p, int phase, Phase kind) {
     const int layer = (phase - 1) / LAYER_PHASES;
     const int tiles_dim = (p.dim + 15) / 16, tiles_qkv = (p.n_heads + 2 * p.n_kv_heads) * (HEAD_DIM / 16);
@@ -254,7 +269,7 @@ __device__ __forceinline__ Share share_of(const DecoderPass& p, int phase, Phase
     Share s;
     int splits = 1;
     int rotation;  // tiles dealt before, so that the blocks with one tile more are different ones each time
-    const real16* weights;
+    const void* weights;
     switch (kind) {
         case QKV:
             weights = p.layers[layer].wqkv;
@@ -277,12 +292,13 @@ __device__ __forceinline__ Share share_of(const DecoderPass& p, int phase, Phase
             rotation = layer * 2 * tiles_dim + tiles_dim;
             break;
         default:
-            weights = p.head;
+            weights = INT8_HEAD ? static_cast<const void*>(p.head_int8) : p.head;
             s.tiles = (p.vocab + 15) / 16, s.pieces = (p.dim + 63) / 64;
             rotation = p.n_layers * (tiles_qkv + tiles_13);
             break;
     }
-    s.weights = reinterpret_cast<const char*>(weights);
+    s.weights = static_cast<const char*>(weights);
+    s.piece_bytes = INT8_HEAD && kind == HEAD ? INT8_PIECE_BYTES : PIECE_BYTES;
     s.step = gridDim.x / splits;
     s.slice = blockIdx.x % splits;
     const int place = blockIdx.x / splits;
@@ -316,59 +332,83 @@ struct Ring {
     __device__ __forceinline__ void advance(const DecoderPass& p) {
         if (++slot == p.stages) slot = 0, parity ^= 1;
     }
-    // Calls visit(address, pieces) for every stage of the launch, in order.
-    template <int TG, typename Visit>
+    // Calls visit(address, bytes) for every stage of the launch, in order.
+    template <int TG, bool INT8_HEAD, typename Visit>
     __device__ __forceinline__ static void walk(const DecoderPass& p, Visit visit) {
         for (int phase = p.phase_begin; phase < p.phase_end; phase++) {
             const Phase kind = phase_kind(p, phase);
             if (kind == EMBED || kind == ATTENTION) continue;
-            const Share share = share_of(p, phase, kind);
-            const long long stride = static_cast<long long>(share.step) * share.pieces * PIECE_BYTES;
+            const Share share = share_of<INT8_HEAD>(p, phase, kind);
+            const int bytes = share.piece_bytes;
+            const long long stride = static_cast<long long>(share.step) * share.pieces * bytes;
             const char* start =
-                share.weights + (static_cast<long long>(share.first) * share.pieces + share.begin) * PIECE_BYTES;
+                share.weights + (static_cast<long long>(share.first) * share.pieces + share.begin) * bytes;
             for (int group = 0; group < share.count; group += TG, start += stride * TG) {
                 const int tiles = min(TG, share.count - group);
                 const char* step = start;
-                for (int left = share.end - share.begin; left > 0; left -= WARPS, step += STAGE_BYTES) {
+#pragma unroll 1
+                for (int left = share.end - share.begin; left > 0; left -= WARPS, step += WARPS * bytes) {
                     const char* from = step;
-                    for (int tile = 0; tile < tiles; tile++, from += stride) visit(from, min(left, WARPS));
+#pragma unroll 1
+                    for (int tile = 0; tile < tiles; tile++, from += stride) visit(from, min(left, WARPS) * bytes);
                 }
             }
         }
     }
     // The ninth warp's work: fills the ring.
-    template <int TG>
-    __device__ __forceinline__ void fill(const DecoderPass& p, int lane) {
+    template <int TG, bool INT8_HEAD>
+    __device__ __forceinline__ void fill(const DecoderPass& p, volatile int* filled, int lane) {
         int done = 0;
 #if BULK_COPY
         if (lane != 0) return;
         const uint64_t policy = evict_first_policy();
 #endif
-        walk<TG>(p, [&](const char* from, int pieces) {
+        walk<TG, INT8_HEAD>(p, [&](const char* from, int bytes) {
             if (done >= p.stages) barrier_wait(empty(slot), parity ^ 1);
             char* to = stages + slot * STAGE_BYTES;
 #if BULK_COPY
-            bulk_copy(shared_address(to), from, pieces * PIECE_BYTES, full(slot), policy);
+            bulk_copy(shared_address(to), from, bytes, full(slot), policy);
 #else
-            for (int i = 0; i < pieces; i++) {
-#pragma unroll
-                for (int j = lane * 16; j < PIECE_BYTES; j += 512) {
-                    copy_async(shared_address(to + i * PIECE_BYTES + j), from + i * PIECE_BYTES + j);
-                }
+            for (int i = lane * 16; i < bytes; i += 1024) {
+                copy_async(shared_address(to + i), from + i);
+                copy_async(shared_address(to + i + 512), from + i + 512);
             }
             copy_arrive(full(slot));
 #endif
             advance(p);
             done++;
+            if (BULK_COPY) *filled = done;
         });
 #if !BULK_COPY
         copy_wait_all();
 #endif
     }
-    // Waits for the next stage and returns the warp's piece of it; `release` gives it back once every lane has used it.
-    __device__ __forceinline__ const uint4* wait(int warp) {
-        barrier_wait(full(slot), parity);
-        return reinterpret_cast<const uint4*>(stages + slot * STAGE_BYTES + warp * PIECE_BYTES);
+    // The work of one thread of a tenth warp: asks for the stages after those in the ring to be in L2, so that device memory
+    // goes on when all of the ring is there and nobody takes from it, as in attention and at barriers.
+    template <int TG, bool INT8_HEAD>
+    __device__ __forceinline__ static void run_ahead(const DecoderPass& p, const volatile int* filled) {
+        int asked = 0;
+        walk<TG, INT8_HEAD>(p, [&](const char* from, int bytes) {
+            while (asked >= *filled + p.run_ahead) __nanosleep(100);
+            if (asked >= *filled) prefetch_l2(from, bytes);
+            asked++;
+        });
+    }
+    // Waits for the next stage; `release` gives it back once every lane has used it.
+    __device__ __forceinline__ void wait() const { barrier_wait(full(slot), parity); }
+    // The lane's fragments of the warp's piece of the stage, see `mma_k32`: of rows g and g + 8, then of the next 32 k.
+    template <bool INT8>
+    __device__ __forceinline__ void read(int warp, int lane, uint4 (&w)[4]) const {
+        const char* piece = stages + slot * STAGE_BYTES + warp * (INT8 ? INT8_PIECE_BYTES : PIECE_BYTES);
+        const uint4* from = reinterpret_cast<const uint4*>(piece);
+        if constexpr (INT8) {
+            const uint4 low = from[lane], high = from[32 + lane];
+            w[0] = widened(low.x, low.y), w[1] = widened(high.x, high.y);
+            w[2] = widened(low.z, low.w), w[3] = widened(high.z, high.w);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; j++) w[j] = from[j * 32 + lane];
+        }
     }
     __device__ __forceinline__ static void release(int slot, int lane) {
         __syncwarp();
@@ -384,7 +424,8 @@ __device__ __forceinline__ size_t activation_index(int row, int k) {
 __device__ __forceinline__ float power_below(float x) { return __uint_as_float(__float_as_uint(x) & 0x7f800000u); }
 
 // 1 / rms of a row from its sums of squares; all lanes of a warp.
-__device__ __forceinline__ float inverse_rms(const DecoderPass& p, int norm, int row, int lane) {
+template <typename P>
+__device__ __forceinline__ float inverse_rms(const P& p, int norm, int row, int lane) {
     const int tiles = (p.dim + 15) / 16;
     const float* squares = p.squares + static_cast<size_t>((norm & 1) * MAX_ROWS + row) * tiles;
     float sum = 0.0f;
@@ -393,12 +434,36 @@ __device__ __forceinline__ float inverse_rms(const DecoderPass& p, int norm, int
 }
 
 // What the sums of a product with normed rows are multiplied by, and `inverse` for those who write the next norm's rows.
-// Norms are counted from the first layer's on; rows of the last one are those of the head.
+// Norms are counted from the first layer's on; rows of the last one are those of the head. A warp has up to NT rows, whose
+// loads do not wait for each other; the sums are those of `inverse_rms`.
+template <int NT>
 __device__ __forceinline__ void row_scales(const DecoderPass& p, Shared& s, int norm, int rows, int warp, int lane) {
     const bool last = norm == 2 * p.n_layers;
-    for (int row = warp; row < rows; row += WARPS) {
-        const float inverse = inverse_rms(p, norm, row, lane);
-        if (lane > 0) continue;
+    const int tiles = (p.dim + 15) / 16;
+    const float* squares = p.squares + static_cast<size_t>((norm & 1) * MAX_ROWS + warp) * tiles;
+    constexpr int AHEAD = NT == 1 ? 8 : NT == 2 ? 4 : NT < 8 ? 3 : 2;
+    float sums[NT] = {};
+    for (int first = lane; first < tiles; first += AHEAD * 32) {
+        float square[AHEAD][NT];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+#pragma unroll
+            for (int j = 0; j < NT; j++) {
+                const bool valid = first + i * 32 < tiles && warp + j * WARPS < rows;
+                square[i][j] = valid ? __ldcg(squares + j * WARPS * tiles + first + i * 32) : 0.0f;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+#pragma unroll
+            for (int j = 0; j < NT; j++) sums[j] = __fadd_rn(sums[j], square[i][j]);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+        const int row = warp + j * WARPS;
+        const float inverse = 1.0f / sqrtf(warp_sum(sums[j]) / static_cast<float>(p.dim) + p.eps);
+        if (lane > 0 || row >= rows) continue;
         const int origin = last ? s.origin[row] : row;
         s.scale[row] = norm == 0 ? inverse : inverse / power_below(s.inverse[origin]);
         if (!last) s.inverse[row] = inverse;

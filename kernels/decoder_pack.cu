@@ -29,3 +29,42 @@ extern "C" __global__ void pack_tiles(const __grid_constant__ PackTiles p) {
     }
     for (int i = first; i < p.columns; i += step) tile[i / 32 * 512 + i % 32] = to16(__bfloat162float(source[i]));
 }
+
+struct QuantiseRows {
+    const __nv_bfloat16* source;  // [rows][columns]
+    uint8_t* destination;         // [.. / 16][k / 64][16][4][2][8]
+    float* scales;                // [..]
+    int rows, columns;
+    int first_row;  // of these rows in the matrix
+    int k;          // columns of the packed matrix
+};
+
+// A matrix in 8 bits: the largest magnitude of a row is 127, and bytes are 128 more than what they stand for. Of each 64 k of
+// a row, lane t = 0 .. 3 of the matrix unit finds its eight of the first 32 and of the second one after the other. A row that
+// is not finite has no finite scale. Grid: (rows / 8); block: 256, a warp a row.
+extern "C" __global__ void __launch_bounds__(256) quantise_rows(const __grid_constant__ QuantiseRows p) {
+    wait_for_previous();
+    const int lane = threadIdx.x % 32, own = blockIdx.x * 8 + threadIdx.x / 32, n = p.first_row + own;
+    if (own >= p.rows) return;
+    const __nv_bfloat16* source = p.source + static_cast<size_t>(own) * p.columns;
+    float largest = 0.0f;
+    for (int i = lane; i < p.columns; i += 32) {
+        const float x = fabsf(__bfloat162float(source[i]));
+        largest = fmaxf(largest, x == x ? x : INFINITY);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+    if (lane == 0) p.scales[n] = isinf(largest) ? __int_as_float(0x7fffffff) : __fdiv_rn(largest, 127.0f);
+    const float inverse = largest > 0.0f ? __fdiv_rn(127.0f, largest) : 0.0f;
+    uint8_t* row = p.destination + static_cast<size_t>(n / 16) * p.k * 16 + n % 16 * 64;
+    for (int i = lane * 8; i < p.columns; i += 256) {
+        uint8_t bytes[8];
+        for (int j = 0; j < 8; j++) {
+            const float x = i + j < p.columns ? __bfloat162float(source[i + j]) : 0.0f;
+            bytes[j] = static_cast<uint8_t>(128 + __float2int_rn(__fmul_rn(x, inverse)));
+        }
+        *reinterpret_cast<uint2*>(row + i / 64 * 1024 + i % 32 / 8 * 16 + i % 64 / 32 * 8) =
+            make_uint2(bytes[0] | bytes[1] << 8 | bytes[2] << 16 | static_cast<uint32_t>(bytes[3]) << 24,
+                       bytes[4] | bytes[5] << 8 | bytes[6] << 16 | static_cast<uint32_t>(bytes[7]) << 24);
+    }
+}

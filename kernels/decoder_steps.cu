@@ -39,6 +39,8 @@ struct Steps {
     real16* activated;             // [rows][k_hidden]
     const float* logits;           // [rows of the head][n_vocab]
     unsigned long long* best;      // [rows of the head]
+    float* squares;                // what the pass's kernel wants of the head's input, see `head_input`
+    real16* head_normed;
     int dim, width, k_dim, n_heads, n_kv_heads, n_qkv, k_attended, hidden, n_hidden, k_hidden, vocab, n_vocab;
     float eps;
     // of the launch
@@ -83,6 +85,29 @@ extern "C" __global__ void __launch_bounds__(256) norm_rows(const __grid_constan
     for (int i = threadIdx.x; i < p.dim; i += 256) {
         const float h = __fmul_rn(__fmul_rn(x[i], inverse), p.norm[i]);
         p.normed[static_cast<size_t>(to) * p.k_dim + i] = to16(factors == nullptr ? h : __fmul_rn(h, factors[i]));
+    }
+}
+
+// The head's input as the phase HEAD of decoder.cu reads it, from the residual stream: there, sums of squares of each 16
+// features come from whoever made the rows, and so does the power of two below a norm before, for which this one's own does
+// as well. Grid: one block a row; block: 256.
+extern "C" __global__ void __launch_bounds__(256) head_input(const __grid_constant__ Steps p) {
+    wait_for_previous();
+    const uint32_t to = p.rows[blockIdx.x].head_row;
+    if (to == NO_ROW) return;
+    const int tiles = (p.dim + 15) / 16;
+    const float* x = p.residual + static_cast<size_t>(blockIdx.x) * p.width;
+    for (int tile = threadIdx.x; tile < tiles; tile += 256) {
+        float square = 0.0f;
+        for (int i = 0; i < 16; i++) square = __fmaf_rn(x[tile * 16 + i], x[tile * 16 + i], square);
+        p.squares[static_cast<size_t>(to) * tiles + tile] = square;
+        p.squares[static_cast<size_t>(MAX_ROWS + blockIdx.x) * tiles + tile] = square;
+    }
+    __syncthreads();
+    // the very number that the phase will divide by
+    const float factor = power_below(inverse_rms(p, 1, blockIdx.x, threadIdx.x % 32));
+    for (int i = threadIdx.x; i < p.dim; i += 256) {
+        p.head_normed[activation_index(to, i)] = to16(__fmul_rn(x[i], __fmul_rn(p.norm[i], factor)));
     }
 }
 

@@ -401,6 +401,75 @@ fn layers_on_the_host_change_no_bit() {
     assert_same("no layer on the GPU", &runs[2].0, &runs[0].0);
 }
 
+/// Logits of these rows `[n, dim]` with the output matrix in 8 bits: the largest of its row's magnitudes is 127.
+fn int8_logits(model: &Model, rows: &[f32]) -> Vec<Vec<f64>> {
+    let dim = model.params.decoder.dim;
+    let quantised = |row: &[f32]| -> Vec<f64> {
+        let largest = row.iter().fold(0f32, |most, w| most.max(w.abs()));
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        row.iter().map(|w| f64::from((w * inverse).round_ties_even()) * f64::from(largest / 127.0)).collect()
+    };
+    let embeddings = model.weights.tok_embeddings.to_f32();
+    let matrix: Vec<Vec<f64>> = embeddings.chunks_exact(dim).map(quantised).collect();
+    let dot = |x: &[f32], w: &[f64]| -> f64 { x.iter().zip(w).map(|(&x, w)| f64::from(x) * w).sum() };
+    rows.chunks_exact(dim).map(|x| matrix.iter().map(|w| dot(x, w)).collect()).collect()
+}
+
+#[test]
+fn logits_in_8_bits_are_those_of_the_quantised_matrix() {
+    let recording = support::recording("kal_computer");
+    let checkpoints = [small(), awkward(), shared_heads()].map(|preset| checkpoint(&preset));
+    for model in checkpoints.iter().map(|(_, model)| model).chain([&tiny()]) {
+        let vocab = model.params.vocab_size;
+        let mel = log_mel(model, &recording, Delay::DEFAULT);
+        let tokens = &some_tokens(model, mel.len() / model.params.n_mels / 8)[..64];
+        let load = |logits_int8, products| {
+            let options = CudaOptions { logits_int8, products, ..CudaOptions::default() };
+            Cuda::load(&model.weights, &BackendOptions { cuda: options, ..BackendOptions::default() }).unwrap()
+        };
+        let of = |a: &Activations, name| a.iter().find(|(n, ..)| *n == name).unwrap().2.clone();
+        // a library's pass rounds the norm to F16 in another place than what its trace shows
+        for (products, tolerance) in [(Products::Own, 2e-5), (Products::CublasLt(CublasLt::default()), 2e-3)] {
+            let mut cuda = load(true, products);
+            let got = traced(&mut cuda, &mel, tokens);
+            let expected = int8_logits(model, &of(&got, "decoder_norm"));
+            let got = of(&got, "logits");
+            let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+            let off = got.iter().zip(expected.iter().flatten()).map(|(&a, b)| f64::from(a) - b);
+            let off = norm(&mut { off }) / norm(&mut expected.iter().flatten().copied());
+            println!("{products:?}: off by {off:.1e}");
+            assert!(off < tolerance, "{products:?}: off by {off:.1e}");
+
+            let mut open = || {
+                let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+                cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: &mel }]).unwrap();
+                stream
+            };
+            let mut streams: Vec<_> = (0..8).map(|_| open()).collect();
+            let all = feed(&mut cuda, &mut streams[0], tokens, 1, vocab);
+            for (stream, n) in streams[1..7].iter_mut().zip([2, 3, 9, 17, 33, 64]) {
+                assert_same(&format!("{products:?}, spans of {n}"), &feed(&mut cuda, stream, tokens, n, vocab), &all);
+            }
+            // the likeliest token comes from where the logits are made
+            let ids = feed(&mut cuda, &mut streams[7], tokens, 5, 1);
+            let mut clear = 0;
+            for (i, (prediction, row)) in ids.iter().zip(&expected).enumerate() {
+                assert_eq!(prediction.id, all[i].id, "{products:?}, position {i}");
+                let best = (0..vocab).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+                let second = (0..vocab).filter(|&id| id != best).map(|id| row[id]).fold(f64::NEG_INFINITY, f64::max);
+                if row[best] - second > 10.0 * tolerance * norm(&mut row.iter().copied()) / (vocab as f64).sqrt() {
+                    clear += 1;
+                    assert_eq!(prediction.id as usize, best, "{products:?}, position {i}");
+                }
+            }
+            assert!(clear > 32, "{products:?}: {clear} of 64 positions have a clear winner");
+        }
+        let wide = of(&traced(&mut load(false, Products::Own), &mel, tokens), "logits");
+        let narrow = of(&traced(&mut load(true, Products::Own), &mel, tokens), "logits");
+        assert!(wide != narrow, "the knob changes nothing");
+    }
+}
+
 #[test]
 #[ignore = "writes a checkpoint of 8.9 GB, and the CPU runs it"]
 fn full_size_predictions_are_those_of_the_cpu() {

@@ -40,7 +40,7 @@ pub struct CudaOptions {
     /// Find the likeliest token where the logits are made, instead of writing them all and looking for it; never changes
     /// a result.
     pub logits_fused: bool,
-    /// Output matrix in 8 bits, where the backend has one; it warns where it hasn't.
+    /// Multiply with the output matrix in 8 bits, a scale for each row; embeddings keep their 16.
     pub logits_int8: bool,
     /// Several positions of a stream in one pass; never changes a result.
     pub prefill: bool,

@@ -4,10 +4,10 @@
 //! stem, the encoder stack and the adapter; [`decode`](Backend::decode) adds token and audio embeddings, runs the
 //! decoder stack and the output matrix. Calls of any size are cut into passes of bounded size.
 
-mod attention;
+pub(super) mod attention;
 mod ceiling;
 pub(super) mod elementwise;
-mod matmul;
+pub(super) mod matmul;
 pub mod simd;
 mod stack;
 #[cfg(test)]

@@ -171,6 +171,8 @@ mod tests {
         let kernels = device();
         let device = kernels.device();
         let attention = Attention::new(device, case.head_dim).unwrap();
+        let must_be_wide = device.has_hopper_kernels() && case.head_dim == WIDE_HEAD_DIM;
+        assert_eq!(attention.wide.is_some(), must_be_wide, "the kernel for compute capability 9.0");
         let Case { segments, window, head_dim, n_heads, n_kv_heads } = *case;
         let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
         let stride = (q_dim + 2 * kv_dim).next_multiple_of(128);

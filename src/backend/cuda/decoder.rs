@@ -2,6 +2,9 @@
 //! a kernel that goes through all layers (`kernels/decoder.cu`). Tokens, positions and addresses are read from a table on
 //! the device.
 
+#[cfg(all(test, feature = "gpu-tests"))]
+mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,7 +22,7 @@ use super::weights::{Loader, padded};
 use crate::backend::{CudaOptions, MAX_REWIND, Prediction, Products, Span, passes, predict};
 use crate::model::Weights;
 use crate::model::params::{Params, TransformerParams};
-use crate::model::weights::LayerWeights;
+use crate::model::weights::{LayerWeights, Tensor};
 use crate::{Error, Result};
 
 /// GPU memory that is left for activations and streams when it is decided how many layers fit.
@@ -35,6 +38,8 @@ pub struct Decoder {
     layers: Vec<Layer>,
     /// Token embeddings and output matrix.
     head: Buffer,
+    /// The output matrix in 8 bits, if that is what is multiplied with.
+    int8_head: Option<Int8Head>,
     norm: Buffer,
     frequencies: Buffer,
     scratch: Scratch,
@@ -53,6 +58,12 @@ pub struct Decoder {
     pass_rows: usize,
     /// `[PASS_ROWS, vocab]`, allocated when alternatives are asked for.
     logits: Option<Buffer>,
+}
+
+/// The output matrix in 8 bits, with a scale for each row.
+struct Int8Head {
+    matrix: Buffer,
+    scales: Buffer,
 }
 
 /// Where the matrices of a layer lie in one block of memory.
@@ -168,9 +179,6 @@ impl Decoder {
         let p = weights.params;
         let d = p.decoder;
         pass::check(&d)?;
-        if options.logits_int8 {
-            tracing::warn!("there is no output matrix in 8 bits for this GPU: F16 is used");
-        }
         let library = match options.products {
             Products::Own => None,
             Products::CublasLt(options) => Library::open(device, options)
@@ -186,10 +194,13 @@ impl Decoder {
                 head
             }
         };
+        let int8_head =
+            options.logits_int8.then(|| Int8Head::load(loader, device, &weights.tok_embeddings)).transpose()?;
+        let head_bytes = head.n_bytes() + int8_head.as_ref().map_or(0, |head| head.matrix.n_bytes());
         let layout = widths.as_ref().map_or_else(|| LayerLayout::new(&d), Widths::layer);
         let n_resident = match &widths {
             Some(_) => d.n_layers,
-            None => n_resident(device, &p, head.n_bytes(), layout.n_bytes, options.weight_cache_bytes)?,
+            None => n_resident(device, &p, head_bytes, layout.n_bytes, options.weight_cache_bytes)?,
         };
         let staging = (n_resident < d.n_layers).then(|| device.alloc_zeros(layout.n_bytes)).transpose()?;
         if staging.is_some() {
@@ -230,9 +241,10 @@ impl Decoder {
         };
         Ok(Self {
             params: p,
-            kernels: PassKernels::new(device)?,
+            kernels: PassKernels::new(device, options.logits_int8)?,
             layers,
             head,
+            int8_head,
             norm: loader.vector(&weights.norm)?,
             frequencies: super::frequencies(device, &d)?,
             scratch,
@@ -254,7 +266,8 @@ impl Decoder {
 
     /// Bytes of weights that one pass reads.
     pub fn n_bytes(&self) -> usize {
-        self.head.n_bytes() + self.layers.len() * self.layout.n_bytes
+        let head = self.int8_head.as_ref().map_or(&self.head, |head| &head.matrix);
+        head.n_bytes() + self.layers.len() * self.layout.n_bytes
     }
 
     /// Layers sent to the GPU in passes so far.
@@ -290,7 +303,7 @@ impl Decoder {
     }
 
     fn reserve_logits(&mut self, device: &Arc<Device>) -> Result<()> {
-        if self.logits.is_none() && self.library.is_none() {
+        if self.logits.is_none() && (self.library.is_none() || self.int8_head.is_some()) {
             self.logits = Some(device.alloc(MAX_ROWS * self.params.vocab_size * 4)?);
         }
         Ok(())
@@ -313,9 +326,9 @@ impl Decoder {
 
         let mut logits = Vec::new();
         if all_logits && n_wanted > 0 {
-            let (from, width) = match &self.library {
-                Some(library) => (library.logits.address(), library.widths.n_vocab()),
-                None => (self.logits.as_ref().expect("reserved").address(), vocab),
+            let (from, width) = match (&self.library, &self.int8_head) {
+                (Some(library), None) => (library.logits.address(), library.widths.n_vocab()),
+                _ => (self.logits.as_ref().expect("reserved").address(), vocab),
             };
             logits = vec![0f32; n_wanted * width];
             // SAFETY: the buffer holds MAX_ROWS rows of that width.
@@ -416,11 +429,15 @@ impl Decoder {
             eps: d.norm_eps,
             scale: super::softmax_scale(d),
             max_chunks: pass::max_chunks(d) as i32,
+            sum_bytes: 0,
             stages: 0,
+            run_ahead: 0,
             phase_begin: 0,
             phase_end: 0,
             final_norm: self.norm.address(),
             head: self.head.address(),
+            head_int8: self.int8_head.as_ref().map_or(0, |head| head.matrix.address()),
+            head_scales: self.int8_head.as_ref().map_or(0, |head| head.scales.address()),
             frequencies: self.frequencies.address(),
             shape: input,
             groups: input + GROUPS_AT as u64,
@@ -523,6 +540,15 @@ impl Decoder {
         }
         trace.values("decoder_norm", 0, &values, d.dim);
         Ok(())
+    }
+}
+
+impl Int8Head {
+    fn load<'a>(loader: &mut Loader<'a>, device: &Arc<Device>, tensor: &'a Tensor) -> Result<Self> {
+        let (n, k) = (tensor.shape()[0].next_multiple_of(16), columns(tensor.shape()[1]));
+        let (matrix, scales) = (device.alloc_zeros(n * k)?, device.alloc_zeros(n * 4)?);
+        loader.quantise_rows(tensor, matrix.address(), scales.address(), k)?;
+        Ok(Self { matrix, scales })
     }
 }
 

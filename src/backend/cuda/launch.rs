@@ -1,5 +1,8 @@
 //! The kernels' parameters, as the structures in `kernels/`, and how each is launched.
 
+#[cfg(all(test, feature = "gpu-tests"))]
+mod tests;
+
 use std::sync::Arc;
 
 use super::attention::Attention;
@@ -130,6 +133,18 @@ pub struct PackTiles {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+pub struct QuantiseRows {
+    pub source: Address,
+    pub destination: Address,
+    pub scales: Address,
+    pub rows: i32,
+    pub columns: i32,
+    pub first_row: i32,
+    pub k: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct Widen {
     pub source: Address,
     pub destination: Address,
@@ -149,6 +164,7 @@ pub struct Kernels {
     pack: Kernel,
     pack_tiles: Kernel,
     pack_rows: Kernel,
+    quantise_rows: Kernel,
     widen: Kernel,
 }
 
@@ -195,6 +211,7 @@ impl Kernels {
             keep_keys: device.kernel(ROWS, "keep_keys", 0)?,
             pack_tiles: device.kernel(DECODER_PACK, "pack_tiles", 0)?,
             pack_rows: device.kernel(DECODER_STEPS, "pack_rows", 0)?,
+            quantise_rows: device.kernel(DECODER_PACK, "quantise_rows", 0)?,
             pack: device.kernel(PACK, "pack", 0)?,
             widen: device.kernel(PACK, "widen", 0)?,
             device,
@@ -285,6 +302,12 @@ impl Kernels {
     pub unsafe fn pack_rows(&self, a: &PackRows) -> Result<()> {
         let grid = [(a.columns as u32).div_ceil(256 * 4).max(1), a.rows as u32, 1];
         unsafe { self.device.launch(&self.pack_rows, grid, 256, 0, a) }
+    }
+
+    /// # Safety
+    /// As for [`gemm`](Self::gemm).
+    pub unsafe fn quantise_rows(&self, a: &QuantiseRows) -> Result<()> {
+        unsafe { self.device.launch(&self.quantise_rows, [(a.rows as u32).div_ceil(8), 1, 1], 256, 0, a) }
     }
 
     /// # Safety

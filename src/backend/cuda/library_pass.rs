@@ -3,6 +3,9 @@
 //!
 //! All products have [`MAX_ROWS`] rows, however many are in use; reading the weights is what takes the time.
 
+#[cfg(all(test, feature = "gpu-tests"))]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -51,6 +54,8 @@ struct Steps {
     activated: Address,
     logits: Address,
     best: Address,
+    squares: Address,
+    head_normed: Address,
     dim: i32,
     width: i32,
     k_dim: i32,
@@ -81,6 +86,7 @@ pub struct LibraryPasses {
     head: Product,
     embed: Kernel,
     norm: Kernel,
+    head_input: Kernel,
     rotate: Kernel,
     attended: Kernel,
     swiglu: Kernel,
@@ -92,8 +98,8 @@ pub struct LibraryPasses {
     activated: Buffer,
     /// `[MAX_ROWS, n_vocab]`, of the last pass
     pub logits: Buffer,
-    /// By rows, and rows of the head.
-    graphs: HashMap<[usize; 2], Graph>,
+    /// By rows, rows of the head, and whether the pass's own logits are asked for.
+    graphs: HashMap<(usize, usize, bool), Graph>,
     use_graphs: bool,
 }
 
@@ -194,6 +200,7 @@ impl LibraryPasses {
             head,
             embed: kernel("embed_rows")?,
             norm: kernel("norm_rows")?,
+            head_input: kernel("head_input")?,
             rotate: kernel("rotate_rows")?,
             attended: kernel("attended_rows")?,
             swiglu: kernel("swiglu_rows")?,
@@ -210,7 +217,7 @@ impl LibraryPasses {
     }
 
     /// Runs a pass of `n_rows` rows, of which `n_wanted` are for the head; `residual` is that of `pass`, which but for what
-    /// lies behind its addresses is always the same.
+    /// lies behind its addresses, and whether it has logits, is always the same.
     ///
     /// # Safety
     /// As for [`PassKernels::launch`], with matrices as [`Widths::pack`] leaves them.
@@ -227,15 +234,16 @@ impl LibraryPasses {
             // SAFETY: as promised by the caller.
             return unsafe { self.work(kernels, pass, shape, residual, trace) };
         }
-        if !self.graphs.contains_key(&shape) {
+        let key = (n_rows, n_wanted, pass.logits != 0);
+        if !self.graphs.contains_key(&key) {
             if self.graphs.len() >= MAX_GRAPHS {
                 self.graphs.clear();
             }
             // SAFETY: as promised by the caller.
             let graph = self.device.capture(|| unsafe { self.work(kernels, pass, shape, residual, trace) })?;
-            self.graphs.insert(shape, graph);
+            self.graphs.insert(key, graph);
         }
-        self.graphs.get_mut(&shape).expect("just inserted").launch()
+        self.graphs.get_mut(&key).expect("just inserted").launch()
     }
 
     /// # Safety
@@ -264,6 +272,8 @@ impl LibraryPasses {
             activated: self.activated.address(),
             logits: self.logits.address(),
             best: pass.best,
+            squares: pass.squares,
+            head_normed: pass.normed,
             dim: pass.dim,
             width: pass.width,
             k_dim: w.k_dim as i32,
@@ -308,8 +318,15 @@ impl LibraryPasses {
                 trace.f32("decoder_layer", i, residual, n_rows, pass.width as usize, pass.dim as usize)?;
             }
             if n_wanted > 0 {
-                run(&self.norm, [rows, 1], &Steps { layer: -1, norm: pass.final_norm, last: 1, ..steps })?;
-                trace.f16("decoder_norm", 0, &self.normed, n_wanted, w.k_dim, pass.dim as usize)?;
+                let int8 = pass.head_int8 != 0;
+                if !int8 || trace.is_on() {
+                    run(&self.norm, [rows, 1], &Steps { layer: -1, norm: pass.final_norm, last: 1, ..steps })?;
+                    trace.f16("decoder_norm", 0, &self.normed, n_wanted, w.k_dim, pass.dim as usize)?;
+                }
+                if int8 {
+                    run(&self.head_input, [rows, 1], &Steps { norm: pass.final_norm, ..steps })?;
+                    return kernels.launch(kernels.index(n_wanted), pass, phases.head());
+                }
                 multiply(&self.head, pass.head, &self.normed, steps.logits)?;
                 run(&self.best, [wide(steps.vocab).div_ceil(8), n_wanted as u32], &steps)?;
             }

@@ -28,14 +28,17 @@ const THREADS: u32 = 384;
 const STAGE_BYTES: u32 = 16 << 10;
 const MAX_STAGES: u32 = 12;
 const SHARED_BYTES: u32 = 3072;
-const EXCHANGE_BYTES: u32 = 8192;
-/// Kernels by the rows that they take, with the bytes of sums that wait to be added.
-const KERNELS: [(&str, usize, u32); 5] = [
-    ("decoder_pass_1", 8, 24 << 10),
-    ("decoder_pass_2", 16, 24 << 10),
-    ("decoder_pass_4", 32, 32 << 10),
-    ("decoder_pass_5", 40, 32 << 10),
-    ("decoder_pass_8", 64, 32 << 10),
+/// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
+const ROOMY_SUM_BYTES: u32 = 64 << 10;
+const ROOMY_STAGES: u32 = 8;
+/// Kernels, with an output matrix of 16 bits and of 8, by the rows that they take, with the bytes of sums that wait to be added at
+/// least.
+const KERNELS: [([&str; 2], usize, u32); 5] = [
+    (["decoder_pass_1", "decoder_pass_int8_1"], 8, 24 << 10),
+    (["decoder_pass_2", "decoder_pass_int8_2"], 16, 24 << 10),
+    (["decoder_pass_4", "decoder_pass_int8_4"], 32, 32 << 10),
+    (["decoder_pass_5", "decoder_pass_int8_5"], 40, 32 << 10),
+    (["decoder_pass_8", "decoder_pass_int8_8"], 64, 32 << 10),
 ];
 
 #[repr(C)]
@@ -71,11 +74,15 @@ pub struct Pass {
     pub eps: f32,
     pub scale: f32,
     pub max_chunks: i32,
+    pub sum_bytes: i32,
     pub stages: i32,
+    pub run_ahead: i32,
     pub phase_begin: i32,
     pub phase_end: i32,
     pub final_norm: Address,
     pub head: Address,
+    pub head_int8: Address,
+    pub head_scales: Address,
     pub frequencies: Address,
     pub shape: Address,
     pub groups: Address,
@@ -128,7 +135,9 @@ struct PassKernel {
     max_rows: usize,
     grid: u32,
     shared_bytes: u32,
+    sum_bytes: u32,
     stages: u32,
+    run_ahead: u32,
 }
 
 /// One kernel for each range of row counts; results are the same in all that hold the rows.
@@ -167,12 +176,18 @@ pub fn check(p: &TransformerParams) -> Result<()> {
 }
 
 impl PassKernels {
-    pub fn new(device: &Arc<Device>) -> Result<Self> {
-        let kernel = |&(name, max_rows, sum_bytes): &(&'static str, usize, u32)| {
+    /// With `int8_head` the output matrix is the one in 8 bits.
+    pub fn new(device: &Arc<Device>, int8_head: bool) -> Result<Self> {
+        let kernel = |&(names, max_rows, sum_bytes): &([&'static str; 2], usize, u32)| {
+            let name = names[usize::from(int8_head)];
             let kernel = device.kernel(DECODER, name, 0)?;
             let clusters = kernel.cluster_width()? > 1;
-            let fixed = SHARED_BYTES + sum_bytes + if clusters { EXCHANGE_BYTES } else { 0 };
-            let stages = (device.shared_bytes.saturating_sub(fixed) / STAGE_BYTES).min(MAX_STAGES);
+            let fixed = |sum_bytes: u32| SHARED_BYTES + sum_bytes + if clusters { sum_bytes / 4 } else { 0 };
+            let stages =
+                |sum_bytes| (device.shared_bytes.saturating_sub(fixed(sum_bytes)) / STAGE_BYTES).min(MAX_STAGES);
+            let roomy = max_rows > 16 && stages(ROOMY_SUM_BYTES) >= ROOMY_STAGES;
+            let sum_bytes = if roomy { ROOMY_SUM_BYTES } else { sum_bytes };
+            let (fixed, stages) = (fixed(sum_bytes), stages(sum_bytes));
             if stages < 2 {
                 return unsupported(format!("{} has too little shared memory", device.name));
             }
@@ -182,7 +197,9 @@ impl PassKernels {
             if grid < SPLITS as u32 {
                 return unsupported(format!("{} has too few multiprocessors", device.name));
             }
-            Ok(PassKernel { kernel, max_rows, grid, shared_bytes, stages })
+            // as much again as a ring holds, and no more than half of L2
+            let run_ahead = (device.l2_bytes / 2 / (grid * STAGE_BYTES)).min(MAX_STAGES);
+            Ok(PassKernel { kernel, max_rows, grid, shared_bytes, sum_bytes, stages, run_ahead })
         };
         Ok(Self { device: device.clone(), kernels: KERNELS.iter().map(kernel).collect::<Result<_>>()? })
     }
@@ -198,9 +215,15 @@ impl PassKernels {
     /// All addresses in `pass` that the phases use must be those of allocations large enough for the shapes given, and stay
     /// allocated until the kernel has run.
     pub unsafe fn launch(&self, index: usize, pass: &Pass, phases: Range<usize>) -> Result<()> {
-        let PassKernel { kernel, grid, shared_bytes, stages, .. } = &self.kernels[index];
-        let pass =
-            Pass { stages: *stages as i32, phase_begin: phases.start as i32, phase_end: phases.end as i32, ..*pass };
+        let PassKernel { kernel, grid, shared_bytes, sum_bytes, stages, run_ahead, .. } = &self.kernels[index];
+        let pass = Pass {
+            sum_bytes: *sum_bytes as i32,
+            stages: *stages as i32,
+            run_ahead: *run_ahead as i32,
+            phase_begin: phases.start as i32,
+            phase_end: phases.end as i32,
+            ..*pass
+        };
         // SAFETY: as promised by the caller; the structure is the kernel's parameter.
         unsafe { self.device.launch_cooperative(kernel, *grid, THREADS, *shared_bytes, &pass) }
     }

@@ -44,6 +44,17 @@ pub fn bf16_of(values: &[f32]) -> Vec<u16> {
     values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect()
 }
 
+/// Fails where a row of `width` numbers is off by more than `tolerance` of its norm, or is not a number.
+pub fn assert_rows(what: &str, got: &[f32], expected: &[f32], width: usize, tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}: numbers");
+    for (i, (got, expected)) in got.chunks(width).zip(expected.chunks(width)).enumerate() {
+        let norm: f64 = expected.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let off: f64 = got.iter().zip(expected).map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum();
+        let off = (off / norm.max(1e-30)).sqrt();
+        assert!(off <= tolerance, "{what}: row {i} of {} is off by {off:.1e}", expected.len());
+    }
+}
+
 pub struct Random(u32);
 
 impl Random {

@@ -8,7 +8,7 @@ use cudarc::driver::CudaEvent;
 use rayon::prelude::*;
 
 use super::device::{Address, Buffer, Pinned, Registered};
-use super::launch::{Kernels, Pack, PackRows, PackTiles, Widen};
+use super::launch::{Kernels, Pack, PackRows, PackTiles, QuantiseRows, Widen};
 use crate::Result;
 use crate::model::params::{DOWNSAMPLE, TransformerParams};
 use crate::model::weights::{ConvWeights, LayerWeights, Tensor};
@@ -81,6 +81,7 @@ enum Job {
     Pack(Pack),
     PackTiles(PackTiles),
     PackRows(PackRows),
+    QuantiseRows(QuantiseRows),
     Widen(Widen),
 }
 
@@ -283,6 +284,25 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// Puts a matrix in 8 bits into one of `k` columns, and the scales of its rows; see `kernels/decoder_pack.cu`.
+    pub fn quantise_rows(&mut self, tensor: &'a Tensor, destination: Address, scales: Address, k: usize) -> Result<()> {
+        let columns = tensor.shape()[1];
+        let per_block = (BLOCK_BYTES / (2 * columns)).clamp(1, MAX_ROWS);
+        for (i, bytes) in tensor.data().as_flattened().chunks(per_block * columns * 2).enumerate() {
+            let source = self.stage(bytes)?;
+            self.jobs.push(Job::QuantiseRows(QuantiseRows {
+                source,
+                destination,
+                scales,
+                rows: (bytes.len() / (2 * columns)) as i32,
+                columns: columns as i32,
+                first_row: (i * per_block) as i32,
+                k: k as i32,
+            }));
+        }
+        Ok(())
+    }
+
     fn widen(&mut self, tensor: &'a Tensor, destination: Address) -> Result<()> {
         let source = self.stage(tensor.data().as_flattened())?;
         self.jobs.push(Job::Widen(Widen { source, destination, n: tensor.data().len() as i32 }));
@@ -342,6 +362,7 @@ impl<'a> Loader<'a> {
                     Job::Pack(pack) => self.kernels.pack(pack)?,
                     Job::PackTiles(pack) => self.kernels.pack_tiles(pack)?,
                     Job::PackRows(pack) => self.kernels.pack_rows(pack)?,
+                    Job::QuantiseRows(quantise) => self.kernels.quantise_rows(quantise)?,
                     Job::Widen(widen) => self.kernels.widen(widen)?,
                 }
             }
