@@ -64,7 +64,9 @@ impl Acceptance {
 /// Rows up to which measurements are put together.
 const BUCKETS: [usize; 12] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, MAX_ROWS];
 /// Passes after which a measurement is too old to be believed.
-const MEMORY: u64 = 512;
+const MEMORY: u64 = 256;
+/// A pass has at most so many times the rows of those that were measured.
+const GROWTH: f64 = 4.0;
 
 /// What a pass costs by its rows, in seconds.
 #[derive(Debug, Clone, Default)]
@@ -75,9 +77,13 @@ pub struct PassCosts {
 }
 
 impl PassCosts {
-    /// Learns from a pass. More rows than a backend does in one go say nothing.
+    /// Learns from a pass. More rows than a backend does in one go say nothing, nor does the first pass, which may have
+    /// to wait for weights.
     pub fn record(&mut self, n_rows: usize, time: Duration) {
         self.n_passes += 1;
+        if self.n_passes == 1 {
+            return;
+        }
         let Some(bucket) = BUCKETS.iter().position(|&most| n_rows <= most) else { return };
         let time = time.as_secs_f64();
         // faster is nearer the truth: what slows a pass down comes from outside, or is a first time
@@ -85,19 +91,28 @@ impl PassCosts {
         self.times[bucket] = Some((known, self.n_passes));
     }
 
+    fn are_known(&self) -> bool {
+        self.times.iter().any(Option::is_some)
+    }
+
     /// What a pass of so many rows may cost. Where nothing is known it is what speaks for trying: no more than fewer rows
-    /// cost, but no less than their part of what more rows cost.
+    /// cost, but no less than their part of what more rows cost. Many more rows than were ever measured are out of the
+    /// question.
     pub fn estimate(&self, n_rows: usize) -> f64 {
         let mut below = None;
         for (rows, time) in BUCKETS.iter().zip(self.times) {
             let Some((time, _)) = time.filter(|(_, at)| self.n_passes - at <= MEMORY) else { continue };
             let (x, at) = (n_rows as f64, *rows as f64);
             if *rows >= n_rows {
-                return below.map_or(0.0, |low: f64| low).max(time * x / at);
+                return below.map_or(0.0, |(_, low): (f64, f64)| low).max(time * x / at);
             }
-            below = Some(time);
+            below = Some((*rows as f64, time));
         }
-        below.unwrap_or(1.0)
+        match below {
+            Some((most, _)) if n_rows as f64 > GROWTH * most => f64::INFINITY,
+            Some((_, time)) => time,
+            None => 1.0,
+        }
     }
 }
 
@@ -154,8 +169,8 @@ fn drafts(
                     before = level;
                 }
             }
-            if costs.n_passes == 0 {
-                steps.clear(); // the first pass may be slow enough as it is
+            if !costs.are_known() {
+                steps.clear();
             }
             steps.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.2.cmp(&b.2)).then(a.1.cmp(&b.1)));
             let (mut n_rows, mut tokens) = (n_certain, spans.len() as f64);
