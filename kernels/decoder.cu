@@ -7,8 +7,7 @@
 //     embed, then per layer: qkv, attention, wo, w13, w2, and at the end the head
 // with a grid barrier between them. Any range of phases can be launched alone, with the same results. Eight warps compute;
 // a ninth streams weights through a ring of 16 KiB stages in shared memory, across the borders of phases: weights do not
-// depend on anything, so the next matrices arrive while barriers, norms and attention happen. What the ring has no room for
-// yet a tenth has L2 fetch (sm_90 on).
+// depend on anything, so the next matrices arrive while barriers, norms and attention happen.
 //
 // Products. y[N, M] = W[N, K] x[K, M] with mma.m16n8k16: weights are the left operand (16 rows of W), rows of the pass are
 // the columns of the right one. A block takes every n-th tile of 16 weight rows; its eight warps split K (warp w takes the
@@ -168,7 +167,6 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 
     if (tid == 0) {
         Ring::initialise(p);
-        s.filled = 0;
 #if BULK_COPY
         barrier_init(exchange_barrier, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -181,8 +179,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #endif
     if (warp >= WARPS) {
         give_registers();
-        if (warp == WARPS) ring.fill<TG, INT8_HEAD>(p, &s.filled, lane);
-        if (BULK_COPY && warp == WARPS + 1 && lane == 0 && p.run_ahead > 0) Ring::run_ahead<TG, INT8_HEAD>(p, &s.filled);
+        if (warp == WARPS) ring.fill<TG, INT8_HEAD>(p, lane);
         return;
     }
     take_registers();

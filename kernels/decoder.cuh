@@ -52,7 +52,6 @@ struct DecoderPass {
     // the launch
     int sum_bytes;            // for sums that wait to be added, 512 a row and tile; a quarter more for those exchanged
     int stages;               // of the ring
-    int run_ahead;            // stages after those that L2 is asked for
     int phase_begin, phase_end;
     const float* final_norm;         // [width]
     const real16* head;              // [vocab, dim], packed
@@ -96,7 +95,6 @@ struct Shared {
     uint8_t group_of[MAX_ROWS];   // the group of a row
     uint8_t head_row[MAX_ROWS];   // where a row is among those of the head, or NO_ROW
     uint8_t origin[MAX_ROWS];     // and the other way round
-    volatile int filled;          // stages that the ring has been filled with so far
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "the ring begins there");
 
@@ -346,10 +344,8 @@ struct Ring {
             for (int group = 0; group < share.count; group += TG, start += stride * TG) {
                 const int tiles = min(TG, share.count - group);
                 const char* step = start;
-#pragma unroll 1
                 for (int left = share.end - share.begin; left > 0; left -= WARPS, step += WARPS * bytes) {
                     const char* from = step;
-#pragma unroll 1
                     for (int tile = 0; tile < tiles; tile++, from += stride) visit(from, min(left, WARPS) * bytes);
                 }
             }
@@ -357,7 +353,7 @@ struct Ring {
     }
     // The ninth warp's work: fills the ring.
     template <int TG, bool INT8_HEAD>
-    __device__ __forceinline__ void fill(const DecoderPass& p, volatile int* filled, int lane) {
+    __device__ __forceinline__ void fill(const DecoderPass& p, int lane) {
         int done = 0;
 #if BULK_COPY
         if (lane != 0) return;
@@ -377,22 +373,10 @@ struct Ring {
 #endif
             advance(p);
             done++;
-            if (BULK_COPY) *filled = done;
         });
 #if !BULK_COPY
         copy_wait_all();
 #endif
-    }
-    // The work of one thread of a tenth warp: asks for the stages after those in the ring to be in L2, so that device memory
-    // goes on when all of the ring is there and nobody takes from it, as in attention and at barriers.
-    template <int TG, bool INT8_HEAD>
-    __device__ __forceinline__ static void run_ahead(const DecoderPass& p, const volatile int* filled) {
-        int asked = 0;
-        walk<TG, INT8_HEAD>(p, [&](const char* from, int bytes) {
-            while (asked >= *filled + p.run_ahead) __nanosleep(100);
-            if (asked >= *filled) prefetch_l2(from, bytes);
-            asked++;
-        });
     }
     // Waits for the next stage; `release` gives it back once every lane has used it.
     __device__ __forceinline__ void wait() const { barrier_wait(full(slot), parity); }

@@ -431,7 +431,6 @@ impl Decoder {
             max_chunks: pass::max_chunks(d) as i32,
             sum_bytes: 0,
             stages: 0,
-            run_ahead: 0,
             phase_begin: 0,
             phase_end: 0,
             final_norm: self.norm.address(),

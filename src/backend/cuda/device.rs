@@ -80,7 +80,6 @@ pub struct Device {
     pub n_multiprocessors: u32,
     /// Shared memory that a block may ask for.
     pub shared_bytes: u32,
-    pub l2_bytes: u32,
     /// Whether memory comes from the driver's pool.
     pooled: bool,
     /// Whether a kernel may start before the one before it has ended.
@@ -160,23 +159,10 @@ impl Device {
         let shared_bytes = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
             .map_err(failed("cannot ask for the GPU's shared memory"))? as u32;
-        let l2_bytes = context
-            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
-            .map_err(failed("cannot ask for the GPU's cache"))? as u32;
         let capability = context.compute_capability().map_err(failed("cannot ask for the GPU's capability"))?;
         let overlaps = capability >= FIRST_OVERLAPPING;
         let n_multiprocessors = n as u32;
-        Ok(Arc::new(Self {
-            context,
-            stream,
-            modules,
-            name,
-            n_multiprocessors,
-            shared_bytes,
-            l2_bytes,
-            pooled,
-            overlaps,
-        }))
+        Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors, shared_bytes, pooled, overlaps }))
     }
 
     /// Whether kernels with the instructions of compute capability 9.0 must be there.

@@ -76,7 +76,6 @@ pub struct Pass {
     pub max_chunks: i32,
     pub sum_bytes: i32,
     pub stages: i32,
-    pub run_ahead: i32,
     pub phase_begin: i32,
     pub phase_end: i32,
     pub final_norm: Address,
@@ -137,7 +136,6 @@ struct PassKernel {
     shared_bytes: u32,
     sum_bytes: u32,
     stages: u32,
-    run_ahead: u32,
 }
 
 /// One kernel for each range of row counts; results are the same in all that hold the rows.
@@ -197,9 +195,7 @@ impl PassKernels {
             if grid < SPLITS as u32 {
                 return unsupported(format!("{} has too few multiprocessors", device.name));
             }
-            // as much again as a ring holds, and no more than half of L2
-            let run_ahead = (device.l2_bytes / 2 / (grid * STAGE_BYTES)).min(MAX_STAGES);
-            Ok(PassKernel { kernel, max_rows, grid, shared_bytes, sum_bytes, stages, run_ahead })
+            Ok(PassKernel { kernel, max_rows, grid, shared_bytes, sum_bytes, stages })
         };
         Ok(Self { device: device.clone(), kernels: KERNELS.iter().map(kernel).collect::<Result<_>>()? })
     }
@@ -215,11 +211,10 @@ impl PassKernels {
     /// All addresses in `pass` that the phases use must be those of allocations large enough for the shapes given, and stay
     /// allocated until the kernel has run.
     pub unsafe fn launch(&self, index: usize, pass: &Pass, phases: Range<usize>) -> Result<()> {
-        let PassKernel { kernel, grid, shared_bytes, sum_bytes, stages, run_ahead, .. } = &self.kernels[index];
+        let PassKernel { kernel, grid, shared_bytes, sum_bytes, stages, .. } = &self.kernels[index];
         let pass = Pass {
             sum_bytes: *sum_bytes as i32,
             stages: *stages as i32,
-            run_ahead: *run_ahead as i32,
             phase_begin: phases.start as i32,
             phase_end: phases.end as i32,
             ..*pass
