@@ -5,8 +5,8 @@
     scripts/live_latency.py -d voxtral-model --device cuda -I 0.5 talk.wav
 
 A token needs the audio up to its own time plus the model's delay, or up to the end of the stream; its lag is counted
-from the moment when that audio had been written. For tokens in the middle, audio is gathered for `-I` seconds first. The
-last word is what is said after the stream has ended. 16 kHz, mono, 16 bits.
+from the moment when that audio had been written. Before the end, audio is gathered for `-I` seconds first. The last piece
+of text is counted from the end of the stream, or from its own audio if it came before that. 16 kHz, mono, 16 bits.
 """
 
 import argparse
@@ -56,7 +56,8 @@ def lags(command, path):
     if not arrived:
         sys.exit(f"{path}: no text")
     all_lags = [at - (start + min(when + delay, seconds)) for at, when in arrived]
-    return all_lags, all_lags[-1]
+    after_end = arrived[-1][0] - (start + seconds)
+    return all_lags, after_end if after_end > 0 else all_lags[-1]
 
 
 def first_line(program, pcm):
@@ -81,13 +82,13 @@ def main():
     last = [lag for _, lag in runs]
     ms = [round(1000 * x) for x in (statistics.median(middle), middle[-1], statistics.median(last), max(last))]
     version = subprocess.run([a.voxtral, "-V"], capture_output=True, text=True, check=True).stdout.strip()
-    result = dict(zip(("median_ms", "max_ms", "last_median_ms", "last_max_ms"), ms))
+    result = dict(zip(("median_ms", "max_ms", "end_median_ms", "end_max_ms"), ms))
     if a.json:
         print(json.dumps({"version": version, "interval": float(a.interval), "recordings": len(runs), **result}))
         return
     print(f"{version}, -I {a.interval}, {len(runs)} recordings, beyond the model's delay:")
     print(f"text as it is said: {ms[0]} ms median, {ms[1]} ms at most")
-    print(f"the last word after the end: {ms[2]} ms median, {ms[3]} ms at most")
+    print(f"the last of it after the end: {ms[2]} ms median, {ms[3]} ms at most")
 
 
 if __name__ == "__main__":
