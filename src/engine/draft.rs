@@ -268,6 +268,7 @@ mod tests {
         (0..50).for_each(|_| acceptance.record(7, 0));
         let costs = |fixed: f64| {
             let mut costs = PassCosts::default();
+            costs.record(1, Duration::from_secs(9)); // the first pass says nothing
             for rows in BUCKETS {
                 costs.record(rows, Duration::from_secs_f64(fixed + 0.01 * rows as f64));
             }
@@ -282,10 +283,13 @@ mod tests {
     #[test]
     fn old_measurements_are_forgotten() {
         let mut costs = PassCosts::default();
-        costs.record(16, Duration::from_secs(9));
+        costs.record(4, Duration::from_secs(7));
+        costs.record(4, Duration::from_secs(9));
+        assert_eq!(costs.estimate(4), 9.0);
         for _ in 0..=MEMORY {
             costs.record(1, Duration::from_millis(1));
         }
-        assert_eq!(costs.estimate(16), 1e-3);
+        assert_eq!(costs.estimate(4), 1e-3);
+        assert_eq!(costs.estimate(5), f64::INFINITY, "many more rows than were measured");
     }
 }
