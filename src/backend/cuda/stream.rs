@@ -144,7 +144,7 @@ impl CudaStream {
     }
 
     /// Keys and values of the encoder rows from `first` on, for each layer: `[n_rows, kv_dim]`. `first` must be in the
-    /// ring still, whose slots [`encoder_slots`] says.
+    /// ring still, whose slots `encoder_slots` says.
     pub fn encoder_kv(&self, device: &Device, p: &TransformerParams, first: u64) -> Result<Vec<[Vec<f32>; 2]>> {
         let (n_slots, kv_dim) = (encoder_slots(p), p.kv_dim());
         assert!(self.n_encoded_rows - first <= n_slots as u64, "rows that are gone");
