@@ -26,12 +26,19 @@ PIECE = RATE // 50  # samples written at a time: 20 ms
 
 def lags(command, path):
     """Lags in seconds of all pieces of text, and of the last."""
-    with wave.open(str(path)) as recording:
-        assert recording.getparams()[:3] == (1, 2, RATE), f"{path}: expected 16 kHz mono 16-bit WAV"
-        pcm = recording.readframes(recording.getnframes())
+    try:
+        with wave.open(str(path)) as recording:
+            shape, pcm = recording.getparams()[:3], recording.readframes(recording.getnframes())
+    except (OSError, EOFError, wave.Error) as error:
+        sys.exit(f"{path}: no WAV file: {error or 'it ends early'}")
+    if shape != (1, 2, RATE):
+        sys.exit(f"{path}: expected 16 kHz mono 16-bit WAV")
     program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     # the model is loaded before it says what it works with
-    head = json.loads(first_line(program, pcm))
+    line = first_line(program, pcm)
+    if not line:
+        sys.exit(f"{path}: {' '.join(command)} failed")
+    head = json.loads(line)
     delay = head["delay_ms"] / 1000
     seconds = len(pcm) / 2 / RATE
     arrived = []

@@ -124,8 +124,8 @@ pub struct Share {
     pub n_drafts: usize,
 }
 
-/// Rows for each of these spans, in one pass of at most `max_rows`, or more where there are more steps. Steps come first, then prompts, cut to what is left but for a few rows, then
-/// drafts.
+/// Rows for each of these spans, in one pass of at most `max_rows`, or more where there are more steps. Steps come first,
+/// then prompts, cut to what is left but for a few rows, then drafts.
 pub fn allot(draft: Draft, costs: &PassCosts, spans: &[(DueSpan, Acceptance)], max_rows: usize) -> Vec<Share> {
     let n_steps = spans.iter().filter(|(span, _)| span.n_certain == 1).count();
     let mut room = max_rows.saturating_sub(n_steps).max(PROMPT_ROWS);

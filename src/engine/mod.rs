@@ -49,10 +49,15 @@ use crate::backend::{Backend, BackendOptions, EncodeChunk, Prediction};
 use crate::model::params::{FRAMES_PER_TOKEN, Params};
 use crate::model::{Delay, Model, Tokenizer};
 
+/// One in so many sessions is to want frames before those that do get them.
+const GATHER: usize = 8;
+/// Rounds that they wait, at most.
+const PATIENCE: usize = 4;
+
 /// What an engine has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stats {
-    /// Time that samples took to become mel frames.
+    /// Time that the engine waited for samples to become mel frames; most of that is done while the decoder works.
     pub mel: Duration,
     /// Mel frames encoded, the audio embeddings made of them, and the time that took.
     pub n_frames: u64,
@@ -126,11 +131,6 @@ pub struct Engine<B: Backend> {
     /// Rounds for which frames have waited for those of other sessions.
     n_put_off: usize,
 }
-
-/// One in so many sessions is to want frames before those that do get them.
-const GATHER: usize = 8;
-/// Rounds that they wait, at most.
-const PATIENCE: usize = 4;
 
 impl<B: Backend> Engine<B> {
     /// Loads a model's weights onto a backend.

@@ -320,7 +320,7 @@ pub(super) enum Slices {
     /// From an interval's worth on always twice as much: first words come soon, and long audio goes fast.
     #[default]
     Growing,
-    /// As much as goes at once, or all there is: nobody waits for first words.
+    /// [`LONG_SLICE`], or all there is: nobody waits for first words.
     Long,
 }
 

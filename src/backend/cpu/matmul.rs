@@ -29,7 +29,7 @@ const PANEL_ROWS: usize = 64;
 const TASK_BYTES: usize = 64 << 10;
 /// Columns of a task are a multiple of this, and this of every tile's width.
 const TASK_COLS: usize = 24;
-/// How far ahead weights are fetched, over all columns that are read at a time.
+/// Weights fetched ahead of need, over all columns that are read at a time.
 const PREFETCH: usize = 4096;
 
 /// One weight matrix `[n, k]` with its destination.
