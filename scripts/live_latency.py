@@ -30,7 +30,7 @@ def lags(command, path):
         with wave.open(str(path)) as recording:
             shape, pcm = recording.getparams()[:3], recording.readframes(recording.getnframes())
     except (OSError, EOFError, wave.Error) as error:
-        sys.exit(f"{path}: no WAV file: {error or 'it ends early'}")
+        sys.exit(f"{path}: no WAV file: {str(error) or 'it ends early'}")
     if shape != (1, 2, RATE):
         sys.exit(f"{path}: expected 16 kHz mono 16-bit WAV")
     program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
