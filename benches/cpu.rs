@@ -19,6 +19,8 @@ use voxtral::model::params::TransformerParams;
 use voxtral::{Delay, Engine, Model, SessionOptions};
 
 const REPEATS: usize = 5;
+/// Rows of the decoder passes that are measured; the first is a step.
+const PASS_ROWS: [usize; 11] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 64];
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -111,42 +113,41 @@ fn stages(dir: &Path, options: &BackendOptions) {
     );
 
     let bytes = cpu.decoder_bytes();
+    decode(&mut cpu, &mut stream, 1);
     cpu.plain_pass().unwrap();
-    // read and step by turns: both see the same state of the machine
-    let (mut reads, mut steps) = (Vec::new(), Vec::new());
-    let mut prompt = Vec::new();
-    for inputs in [39, 2, 4, 8, 16, 32].map(|n| vec![32; n]) {
-        let start = Instant::now();
-        decode(&mut cpu, &mut stream, &inputs);
-        prompt.push((inputs.len(), start.elapsed()));
-    }
-    for _ in 0..2 * REPEATS {
+    // a read and passes of all sizes by turns: all see the same state of the machine
+    let mut reads = Vec::new();
+    let mut passes = PASS_ROWS.map(|rows| (rows, Vec::new()));
+    for _ in 0..REPEATS {
         reads.extend(cpu.plain_pass().unwrap());
-        let start = Instant::now();
-        decode(&mut cpu, &mut stream, &[32]);
-        steps.push(start.elapsed());
+        for (rows, times) in &mut passes {
+            let start = Instant::now();
+            decode(&mut cpu, &mut stream, *rows);
+            times.push(start.elapsed());
+        }
     }
-    let (read, step) = (median(&mut reads), median(&mut steps));
+    let read = median(&mut reads);
     let rate = |time: Duration| bytes as f64 / time.as_secs_f64() / 1e9;
     println!("plain read of the decoder's {:.2} GB: {:.0} ms, {:.1} GB/s", bytes as f64 / 1e9, ms(read), rate(read));
-    println!(
-        "decoder step: {:.0} ms, {:.1} GB/s, {:.0} % of the plain read",
-        ms(step),
-        rate(step),
-        100.0 * rate(step) / rate(read)
-    );
-    for (rows, time) in prompt {
+    let step = median(&mut passes[0].1);
+    for (rows, mut times) in passes {
+        let time = median(&mut times);
         println!(
-            "decoder pass of {rows} positions: {:.0} ms, {:.1} steps",
+            "decoder pass of {rows} rows: {:.0} ms, {:.2} steps, {:.1} GB/s, {:.0} % of the plain read, {:.0} GFLOP/s",
             ms(time),
-            time.as_secs_f64() / step.as_secs_f64()
+            time.as_secs_f64() / step.as_secs_f64(),
+            rate(time),
+            100.0 * rate(time) / rate(read),
+            rate(time) * rows as f64,
         );
     }
 }
 
-fn decode(cpu: &mut Cpu, stream: &mut <Cpu as Backend>::Stream, inputs: &[u32]) {
-    let predict_from = inputs.len() - 1;
-    cpu.decode(&mut [Span { stream, inputs, predict_from, n_top: 1, predictions: Vec::new() }]).unwrap();
+/// A pass at the start of the stream, where it is left again.
+fn decode(cpu: &mut Cpu, stream: &mut <Cpu as Backend>::Stream, n_rows: usize) {
+    let inputs = vec![32; n_rows];
+    cpu.decode(&mut [Span { stream, inputs: &inputs, predict_from: 0, n_top: 1, predictions: Vec::new() }]).unwrap();
+    cpu.rewind(stream, 0);
 }
 
 /// Multiply-adds of convolutions, encoder layers and adapter, counted twice, with a full window of attention.
