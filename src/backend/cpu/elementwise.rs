@@ -60,20 +60,24 @@ for_each_isa! {
 #[inline(always)]
 unsafe fn swiglu_row_generic<S: Simd>(gate: &mut [f32], up: &[f32]) {
     unsafe {
-        let one = S::splat(1.0);
-        let silu_up = |gate: S::V, up: S::V| {
-            let e = S::exp(S::mul(gate, S::splat(-1.0)));
-            S::mul(S::div(gate, S::add(one, e)), up)
-        };
         let whole = gate.len() - gate.len() % LANES;
         let (g, u) = (gate.as_mut_ptr(), up.as_ptr());
         for i in (0..whole).step_by(LANES) {
-            S::store(g.add(i), silu_up(S::load(g.add(i)), S::load(u.add(i))));
+            S::store(g.add(i), silu_up::<S>(S::load(g.add(i)), S::load(u.add(i))));
         }
         let rest = gate.len() - whole;
         let mut lanes = [0.0; LANES];
-        S::store(lanes.as_mut_ptr(), silu_up(S::load_part(g.add(whole), rest), S::load_part(u.add(whole), rest)));
+        S::store(lanes.as_mut_ptr(), silu_up::<S>(S::load_part(g.add(whole), rest), S::load_part(u.add(whole), rest)));
         gate[whole..].copy_from_slice(&lanes[..rest]);
+    }
+}
+
+/// A function, as closures are not compiled for the set of those that they are in.
+#[inline(always)]
+unsafe fn silu_up<S: Simd>(gate: S::V, up: S::V) -> S::V {
+    unsafe {
+        let e = S::exp(S::mul(gate, S::splat(-1.0)));
+        S::mul(S::div(gate, S::add(S::splat(1.0), e)), up)
     }
 }
 
