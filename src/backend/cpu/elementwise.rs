@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::simd::{Isa, LANES, Simd, for_each_isa};
 
 /// Elements below which a second thread costs more than it brings.
-const MIN_PARALLEL: usize = 1 << 14;
+pub const MIN_PARALLEL: usize = 1 << 14;
 
 /// Applies `f` to corresponding rows of `a` and `b`, which have `width_a` and `width_b` elements each.
 pub fn for_rows(a: &mut [f32], width_a: usize, b: &[f32], width_b: usize, f: impl Fn(&mut [f32], &[f32]) + Sync) {

@@ -4,33 +4,37 @@
 //! vector accumulator that runs through it, the blocks' vectors added in order, the lanes last. Neither the number of
 //! rows, nor the kernel, nor the split over threads touches that order, so a row's results never depend on its company.
 //!
-//! Few rows are bound by memory: weights are read once, straight from the file, a few columns at a time, with all input
-//! rows multiplied while they are in registers. Many rows are bound by arithmetic: a block of weights is widened once and
-//! then used from cache in register tiles.
+//! One row is bound by memory: weights are read in the order of the file. From a few rows on both count, memory and
+//! arithmetic, and neither may wait for the other: tiles of sums stay in registers, what they read is in L1, and weights
+//! are fetched long before, in the order in which tiles come to them.
 
 #![allow(clippy::needless_range_loop)] // tile indices run over several arrays at once
 
+use std::ops::Range;
+
+use rayon::current_num_threads;
 use rayon::prelude::*;
 
+use super::elementwise::MIN_PARALLEL;
 use super::simd::{Isa, LANES, Simd, for_each_isa};
 use crate::model::weights::Tensor;
 
 /// Elements of `k` that one accumulator runs through.
 const BLOCK: usize = 512;
-/// From this many rows on, weights are widened into a panel first.
-const PANEL_FROM_ROWS: usize = 20;
-/// Rows of one register tile, at most, where weights are not widened first.
-const MOST_ROWS: usize = 6;
-/// Weight rows of one panel; a multiple of every tile width.
-const PANEL_COLS: usize = 48;
-/// Input rows that share a widened panel.
-const PANEL_ROWS: usize = 64;
-/// Weight bytes of one task when rows are few: enough to be worth a thread's while.
+/// Weight bytes of one task, at least: enough to be worth a thread's while.
 const TASK_BYTES: usize = 64 << 10;
-/// Columns of a task are a multiple of this, and this of every tile's width.
-const TASK_COLS: usize = 24;
-/// Weights fetched ahead of need, over all columns that are read at a time.
+/// Tasks of a thread in one product, at least, so that all threads end at about the same time.
+const TASKS_PER_THREAD: usize = 4;
+/// Weights of one row fetched ahead of need.
 const PREFETCH: usize = 4096;
+/// Columns and depth of the weights that are fetched to L2 at a time, while those before them are used. Columns are a
+/// multiple of every tile's width, depth is one of [`BLOCK`].
+const GROUP_COLS: usize = 24;
+const GROUP_DEPTH: usize = 3 * BLOCK;
+/// Columns that share a depth of input rows in L2.
+const STRIP_COLS: usize = 4 * GROUP_COLS;
+/// Row tiles that share weights in L1, where their inputs have to stay as well.
+const STRIP_TILES: usize = 2;
 
 /// One weight matrix `[n, k]` with its destination.
 pub struct Product<'a> {
@@ -41,33 +45,40 @@ pub struct Product<'a> {
 }
 
 /// A rectangle of one product: all rows, some columns.
-struct Task {
-    /// `[m, k]` where rows are many, else packed.
+struct Task<'a> {
+    /// One row, or rows as [`pack`] puts them.
     x: *const f32,
+    tiles: &'a [RowTile],
     weight: *const [u8; 2],
     bias: *const f32,
     out: *mut f32,
-    /// Rows, columns, depth, and the distance of output rows.
-    m: usize,
+    /// Columns, depth, and the distance of output rows.
     n: usize,
     k: usize,
     out_stride: usize,
 }
 
+/// Rows that one register tile holds.
+struct RowTile {
+    first: usize,
+    rows: usize,
+}
+
 // SAFETY: tasks of one call read shared inputs and write disjoint columns of outputs that the caller holds mutably.
-unsafe impl Send for Task {}
+unsafe impl Send for Task<'_> {}
 // SAFETY: as above.
-unsafe impl Sync for Task {}
+unsafe impl Sync for Task<'_> {}
 
 /// `out = x · weightᵀ + bias` for several weights that share `x`, `[m, k]`.
 pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
     let k = products.first().map_or(0, |p| p.weight.shape()[1..].iter().product());
     assert_eq!(x.len(), m * k, "input rows");
-    let many = m >= PANEL_FROM_ROWS;
-    let cols =
-        if many { PANEL_COLS } else { (TASK_BYTES / (2 * k)).next_multiple_of(TASK_COLS).clamp(TASK_COLS, 1008) };
-    let packed = if many { Vec::new() } else { pack(x, m, k) };
-    let x = if many { x.as_ptr() } else { packed.as_ptr().cast() };
+    let share =
+        products.iter().map(|p| p.weight.shape()[0]).sum::<usize>() / (TASKS_PER_THREAD * current_num_threads());
+    let cols = (TASK_BYTES / (2 * k)).max(share.min(STRIP_COLS)).next_multiple_of(GROUP_COLS).clamp(GROUP_COLS, 1008);
+    let tiles = row_tiles(isa, m);
+    let packed = if m > 1 { pack(x, k, &tiles) } else { Vec::new() };
+    let x = if m > 1 { packed.as_ptr().cast() } else { x.as_ptr() };
     let mut tasks = Vec::new();
     for product in products {
         let n = product.weight.shape()[0];
@@ -80,52 +91,21 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
             let (weight, bias, out) =
                 unsafe { (weight.add(first * k), product.bias.map(|b| b.as_ptr().add(first)), out.add(first)) };
             let bias = bias.unwrap_or(std::ptr::null());
-            tasks.push(Task { x, weight, bias, out, m, n: cols.min(n - first), k, out_stride: n });
+            tasks.push(Task { x, tiles: &tiles, weight, bias, out, n: cols.min(n - first), k, out_stride: n });
         }
     }
     // SAFETY: the asserts above make every pointer valid for the extents in its task; tasks write disjoint columns.
-    match (many, tasks.as_slice()) {
-        (false, [task]) => unsafe { few_rows(isa, task) },
-        (false, tasks) => tasks.par_iter().for_each(|task| unsafe { few_rows(isa, task) }),
-        (true, tasks) => tasks.par_iter().for_each_init(Panel::new, |panel, task| unsafe {
-            many_rows(isa, task, panel);
-        }),
+    match tasks.as_slice() {
+        [task] => unsafe { run(isa, task, &mut Vec::new()) },
+        tasks => tasks.par_iter().for_each_init(Vec::new, |totals, task| unsafe { run(isa, task, totals) }),
     }
 }
 
-for_each_isa! {
-    /// # Safety
-    /// The task's pointers must be valid for its extents.
-    fn few_rows(task: &Task) = few_rows_generic
-}
-
-#[inline(always)]
-unsafe fn few_rows_generic<S: Simd>(t: &Task) {
-    unsafe {
-        for (row, rows) in row_tiles(t.m) {
-            // as many columns at a time as leave the sums in registers: a column's weights are loaded and widened once for
-            // all rows, a row's inputs once for all columns
-            match (S::TILE, rows) {
-                ((4, 6), 2) => strip::<S, 2, 4>(t, row),
-                ((4, 6), 3) => strip::<S, 3, 4>(t, row),
-                ((4, 6), 4) => strip::<S, 4, 4>(t, row),
-                ((4, 6), 5) => strip::<S, 5, 4>(t, row),
-                ((4, 6), _) if rows > 1 => strip::<S, 6, 4>(t, row),
-                (_, 1) => strip::<S, 1, 1>(t, row),
-                (_, 2) => strip::<S, 2, 2>(t, row),
-                (_, 3) => strip::<S, 3, 1>(t, row),
-                (_, 4) => strip::<S, 4, 1>(t, row),
-                (_, 5) => strip::<S, 5, 1>(t, row),
-                _ => strip::<S, 6, 1>(t, row),
-            }
-        }
-    }
-}
-
-/// First row and number of rows of each register tile.
-fn row_tiles(m: usize) -> impl Iterator<Item = (usize, usize)> {
-    let n = m.div_ceil(MOST_ROWS);
-    (0..n).map(move |i| (i * m / n, (i + 1) * m / n - i * m / n))
+/// As few tiles as hold so many rows, all about the same; the first has the most.
+fn row_tiles(isa: Isa, m: usize) -> Vec<RowTile> {
+    let n = m.div_ceil(isa.tile_rows());
+    let first = |i: usize| (i * m).div_ceil(n);
+    (0..n).map(|i| RowTile { first: first(i), rows: first(i + 1) - first(i) }).collect()
 }
 
 /// One vector, where it crosses no cache line.
@@ -133,233 +113,273 @@ fn row_tiles(m: usize) -> impl Iterator<Item = (usize, usize)> {
 #[repr(align(64))]
 struct Vector([f32; LANES]);
 
+const ZEROS: Vector = Vector([0.0; LANES]);
+
 /// Input rows in the order in which tiles read them, `[row tile][k / LANES][row]`, with zeros behind `k`.
-fn pack(x: &[f32], m: usize, k: usize) -> Vec<Vector> {
-    let mut packed = Vec::with_capacity(m * k.div_ceil(LANES));
-    for (row, rows) in row_tiles(m) {
-        for i in (0..k).step_by(LANES) {
-            for x in x[row * k..].chunks_exact(k).take(rows) {
-                let mut vector = Vector([0.0; LANES]);
-                let n = LANES.min(k - i);
-                vector.0[..n].copy_from_slice(&x[i..i + n]);
-                packed.push(vector);
+fn pack(x: &[f32], k: usize, tiles: &[RowTile]) -> Vec<Vector> {
+    let vectors = k.div_ceil(LANES);
+    let mut packed = vec![ZEROS; x.len() / k * vectors];
+    let mut rest = packed.as_mut_slice();
+    let parts = tiles.iter().map(|tile| {
+        let (own, others) = std::mem::take(&mut rest).split_at_mut(tile.rows * vectors);
+        rest = others;
+        (tile, own)
+    });
+    let pack_tile = |(tile, packed): (&RowTile, &mut [Vector])| {
+        for (row, x) in x[tile.first * k..].chunks_exact(k).take(tile.rows).enumerate() {
+            let places = packed[row..].iter_mut().step_by(tile.rows);
+            let (whole, last) = x.as_chunks::<LANES>();
+            for (place, vector) in places.zip(whole.iter()) {
+                place.0 = *vector;
+            }
+            if !last.is_empty() {
+                packed[(vectors - 1) * tile.rows + row].0[..last.len()].copy_from_slice(last);
             }
         }
+    };
+    if x.len() < MIN_PARALLEL {
+        parts.for_each(pack_tile);
+    } else {
+        parts.collect::<Vec<_>>().into_par_iter().for_each(pack_tile);
     }
     packed
 }
 
-/// Outputs of `R` rows in all columns.
+for_each_isa! {
+    /// # Safety
+    /// The task's pointers must be valid for its extents.
+    fn run(task: &Task<'_>, totals: &mut Vec<Vector>) = run_generic
+}
+
 #[inline(always)]
-unsafe fn strip<S: Simd, const R: usize, const C: usize>(t: &Task, row: usize) {
+unsafe fn run_generic<S: Simd>(t: &Task<'_>, totals: &mut Vec<Vector>) {
     unsafe {
-        let whole = t.n - t.n % C;
-        (0..whole).step_by(C).for_each(|col| dots::<S, R, C>(t, row, col));
-        (whole..t.n).for_each(|col| dots::<S, R, 1>(t, row, col));
+        let rows = t.tiles.first().map_or(0, |tile| tile.rows);
+        // as many columns at a time as leave the sums in registers
+        match (S::TILE_ROWS, rows) {
+            (_, 0) => {}
+            (_, 1) => (0..t.n).for_each(|col| dot::<S>(t, col)),
+            (9, ..=4) => strips::<S, 4>(t, totals),
+            (9, _) => strips::<S, 3>(t, totals),
+            (6, 2) => strips::<S, 2>(t, totals),
+            _ => strips::<S, 1>(t, totals),
+        }
     }
 }
 
-/// Outputs of `R` rows, which are packed, in `C` columns.
+/// Outputs of several rows, in tiles of `C` columns. `totals` is scratch.
 #[inline(always)]
-unsafe fn dots<S: Simd, const R: usize, const C: usize>(t: &Task, row: usize, col: usize) {
+unsafe fn strips<S: Simd, const C: usize>(t: &Task<'_>, totals: &mut Vec<Vector>) {
     unsafe {
-        let (x, weight) = (t.x.add(row * t.k.next_multiple_of(LANES)), t.weight.add(col * t.k));
-        let mut total = [[S::splat(0.0); C]; R];
-        let mut start = 0;
-        while start < t.k {
-            let end = t.k.min(start + BLOCK);
-            let mut acc = [[S::splat(0.0); C]; R];
-            // what comes so much later: further on in these columns, or in the next ones
-            let ahead = start + PREFETCH / C.next_power_of_two();
-            let ahead = if ahead < t.k { ahead } else { ahead + (C - 1) * t.k };
-            let ahead = weight.wrapping_add(ahead).wrapping_sub(start);
-            let mut i = start;
-            while i + 2 * LANES <= end {
-                for c in 0..C {
-                    S::prefetch(ahead.wrapping_add(c * t.k + i).cast());
-                }
-                for i in [i, i + LANES] {
-                    let mut w = [S::splat(0.0); C];
-                    for (c, w) in w.iter_mut().enumerate() {
-                        *w = S::load_bf16(weight.add(c * t.k + i));
-                    }
-                    for r in 0..R {
-                        let x = S::load(x.add(R * i + r * LANES));
-                        for c in 0..C {
-                            acc[r][c] = S::fma(x, w[c], acc[r][c]);
+        for first in (0..t.n).step_by(STRIP_COLS) {
+            for tiles in t.tiles.chunks(STRIP_TILES) {
+                Strip { t, tiles, cols: first..t.n.min(first + STRIP_COLS) }.multiply::<S, C>(totals);
+            }
+        }
+    }
+}
+
+/// Some columns of a task in some of its row tiles.
+struct Strip<'a> {
+    t: &'a Task<'a>,
+    tiles: &'a [RowTile],
+    cols: Range<usize>,
+}
+
+impl Strip<'_> {
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, const C: usize>(&self, totals: &mut Vec<Vector>) {
+        unsafe {
+            let Strip { t, tiles, cols } = self;
+            let first_row = tiles[0].first;
+            let m: usize = tiles.iter().map(|tile| tile.rows).sum();
+            totals.resize(totals.len().max(cols.len() * m), ZEROS);
+            let totals = totals.as_mut_ptr();
+            for depth in (0..t.k).step_by(GROUP_DEPTH) {
+                let depth_end = t.k.min(depth + GROUP_DEPTH);
+                for group in cols.clone().step_by(GROUP_COLS) {
+                    let group_end = cols.end.min(group + GROUP_COLS);
+                    let next_group = match (group_end < cols.end, depth_end < t.k) {
+                        (true, _) => group_end * t.k + depth,
+                        (false, true) => cols.start * t.k + depth_end,
+                        (false, false) => cols.end * t.k, // maybe another task's
+                    };
+                    for block in (depth..depth_end).step_by(BLOCK) {
+                        let mut col = group;
+                        while col < group_end {
+                            let width = if col + C <= group_end { C } else { 1 };
+                            let next_tile = match (col + width < group_end, block + BLOCK < depth_end) {
+                                (true, _) => (col + width) * t.k + block,
+                                (false, true) => group * t.k + block + BLOCK,
+                                (false, false) => next_group,
+                            };
+                            let at = col * t.k + block;
+                            for &RowTile { first: row, rows } in *tiles {
+                                let fetched = |to: usize| t.weight.wrapping_add(if row == first_row { to } else { at });
+                                let tile = Tile {
+                                    x: t.x.add(row * t.k.next_multiple_of(LANES) + rows * block),
+                                    weight: t.weight.add(at),
+                                    stride: t.k,
+                                    depth: BLOCK.min(t.k - block),
+                                    next_tile: fetched(next_tile),
+                                    next_group: fetched(at + next_group - (group * t.k + depth)),
+                                    totals: totals.add((col - cols.start) * m + row - first_row),
+                                    totals_stride: m,
+                                    first: block == 0,
+                                };
+                                if width == C {
+                                    tile.accumulate::<S, C>(rows);
+                                } else {
+                                    tile.accumulate::<S, 1>(rows);
+                                }
+                            }
+                            col += width;
                         }
                     }
                 }
-                i += 2 * LANES;
-            }
-            while i < end {
-                let n = LANES.min(end - i);
-                for c in 0..C {
-                    let w = S::load_bf16_part(weight.add(c * t.k + i), n);
-                    for r in 0..R {
-                        acc[r][c] = S::fma(S::load(x.add(R * i + r * LANES)), w, acc[r][c]);
-                    }
-                }
-                i += LANES;
-            }
-            for (total, acc) in total.iter_mut().flatten().zip(acc.into_iter().flatten()) {
-                *total = if start == 0 { acc } else { S::add(*total, acc) };
-            }
-            start = end;
-        }
-        for (r, total) in total.into_iter().enumerate() {
-            for (c, total) in total.into_iter().enumerate() {
-                finish::<S>(t, row + r, col + c, total);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn finish<S: Simd>(t: &Task, row: usize, col: usize, total: S::V) {
-    unsafe {
-        let bias = if t.bias.is_null() { 0.0 } else { *t.bias.add(col) };
-        *t.out.add(row * t.out_stride + col) = S::sum(total) + bias;
-    }
-}
-
-/// Scratch of one thread: a widened block of weights and the running vectors of the outputs that use it.
-struct Panel {
-    weights: Vec<f32>,
-    totals: Vec<f32>,
-}
-
-impl Panel {
-    fn new() -> Self {
-        Self { weights: vec![0.0; PANEL_COLS * BLOCK], totals: vec![0.0; PANEL_ROWS * PANEL_COLS * LANES] }
-    }
-}
-
-for_each_isa! {
-    /// # Safety
-    /// The task's pointers must be valid for its extents, and it may have at most `PANEL_COLS` columns.
-    fn many_rows(task: &Task, panel: &mut Panel) = many_rows_generic
-}
-
-#[inline(always)]
-unsafe fn many_rows_generic<S: Simd>(t: &Task, panel: &mut Panel) {
-    unsafe {
-        // the tile is a constant of the set; the other arms are dropped at compile time
-        match S::TILE {
-            (4, 6) => many_rows_tiled::<S, 4, 6>(t, panel),
-            (2, 3) => many_rows_tiled::<S, 2, 3>(t, panel),
-            (2, 2) => many_rows_tiled::<S, 2, 2>(t, panel),
-            _ => many_rows_tiled::<S, 1, 2>(t, panel),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn many_rows_tiled<S: Simd, const R: usize, const C: usize>(t: &Task, panel: &mut Panel) {
-    unsafe {
-        let totals = panel.totals.as_mut_ptr();
-        for first in (0..t.m).step_by(PANEL_ROWS) {
-            let m = PANEL_ROWS.min(t.m - first);
-            let mut start = 0;
-            while start < t.k {
-                let depth = BLOCK.min(t.k - start);
-                widen::<S>(t, start, depth, &mut panel.weights);
-                let weights = panel.weights.as_ptr();
-                let x = t.x.add(first * t.k + start);
-                let tile = |row: usize, col: usize| Tile {
-                    x: x.add(row * t.k),
-                    x_stride: t.k,
-                    weights: weights.add(col * BLOCK),
-                    depth,
-                    totals: totals.add((row * PANEL_COLS + col) * LANES),
-                    first: start == 0,
-                };
-                let (full_rows, full_cols) = (m - m % R, t.n - t.n % C);
-                for col in (0..full_cols).step_by(C) {
-                    for row in (0..full_rows).step_by(R) {
-                        tile(row, col).accumulate::<S, R, C>();
-                    }
-                    for row in full_rows..m {
-                        tile(row, col).accumulate::<S, 1, C>();
-                    }
-                }
-                for col in full_cols..t.n {
-                    for row in 0..m {
-                        tile(row, col).accumulate::<S, 1, 1>();
-                    }
-                }
-                start += depth;
             }
             for row in 0..m {
-                for col in 0..t.n {
-                    finish::<S>(t, first + row, col, S::load(totals.add((row * PANEL_COLS + col) * LANES)));
+                for col in cols.clone() {
+                    let total = S::load(totals.add((col - cols.start) * m + row).cast());
+                    finish::<S>(t, first_row + row, col, total);
                 }
             }
         }
     }
 }
 
-/// Widens `depth` elements of all the task's weight rows, each padded with zeros to whole vectors.
-#[inline(always)]
-unsafe fn widen<S: Simd>(t: &Task, start: usize, depth: usize, out: &mut [f32]) {
-    unsafe {
-        for col in 0..t.n {
-            let weight = t.weight.add(col * t.k + start);
-            let out = out.as_mut_ptr().add(col * BLOCK);
-            let whole = depth - depth % LANES;
-            for i in (0..whole).step_by(LANES) {
-                S::prefetch(weight.wrapping_add(i + BLOCK).cast());
-                S::store(out.add(i), S::load_bf16(weight.add(i)));
-            }
-            if whole < depth {
-                S::store(out.add(whole), S::load_bf16_part(weight.add(whole), depth - whole));
-            }
-        }
-    }
-}
-
-/// A register tile's inputs and running vectors.
+/// A register tile in one block.
 struct Tile {
+    /// Packed.
     x: *const f32,
-    x_stride: usize,
-    weights: *const f32,
+    weight: *const [u8; 2],
+    /// Distance of weight rows.
+    stride: usize,
     depth: usize,
-    totals: *mut f32,
+    /// Weights that are fetched meanwhile: those of the next tile to L1, and of the tile at this place in the next group
+    /// to L2. Whoever fetches nothing has its own weights here.
+    next_tile: *const [u8; 2],
+    next_group: *const [u8; 2],
+    /// Running vectors, `[column][row]`, and the distance of columns.
+    totals: *mut Vector,
+    totals_stride: usize,
     first: bool,
 }
 
 impl Tile {
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const R: usize, const C: usize>(&self) {
+    unsafe fn accumulate<S: Simd, const C: usize>(&self, rows: usize) {
         unsafe {
-            let mut acc = [[S::splat(0.0); C]; R];
-            let whole = self.depth - self.depth % LANES;
-            for i in (0..whole).step_by(LANES) {
-                let mut x = [S::splat(0.0); R];
-                for (r, x) in x.iter_mut().enumerate() {
-                    *x = S::load(self.x.add(r * self.x_stride + i));
-                }
-                for c in 0..C {
-                    let w = S::load(self.weights.add(c * BLOCK + i));
-                    for r in 0..R {
-                        acc[r][c] = S::fma(x[r], w, acc[r][c]);
-                    }
-                }
+            match rows {
+                _ if !self.depth.is_multiple_of(2 * LANES) => self.accumulate_rest::<S>(rows, C),
+                2 => self.accumulate_whole::<S, 2, C>(),
+                3 => self.accumulate_whole::<S, 3, C>(),
+                4 => self.accumulate_whole::<S, 4, C>(),
+                5 => self.accumulate_whole::<S, 5, C>(),
+                6 => self.accumulate_whole::<S, 6, C>(),
+                7 if S::TILE_ROWS >= 7 => self.accumulate_whole::<S, 7, C>(),
+                8 if S::TILE_ROWS >= 8 => self.accumulate_whole::<S, 8, C>(),
+                9 if S::TILE_ROWS >= 9 => self.accumulate_whole::<S, 9, C>(),
+                _ => unreachable!("no tile has so many rows"),
             }
-            if whole < self.depth {
-                for r in 0..R {
-                    let x = S::load_part(self.x.add(r * self.x_stride + whole), self.depth - whole);
-                    for c in 0..C {
-                        acc[r][c] = S::fma(x, S::load(self.weights.add(c * BLOCK + whole)), acc[r][c]);
+        }
+    }
+
+    /// Where depth is a multiple of two vectors: nothing but the sums needs registers throughout.
+    #[inline(always)]
+    unsafe fn accumulate_whole<S: Simd, const R: usize, const C: usize>(&self) {
+        unsafe {
+            let (weight, stride) = (self.weight, self.stride);
+            let mut acc = [[S::splat(0.0); C]; R];
+            let prefetch = |i: usize| {
+                for c in 0..C {
+                    S::prefetch_l2(self.next_group.wrapping_add(c * stride + i).cast());
+                    S::prefetch(self.next_tile.wrapping_add(c * stride + i).cast());
+                }
+            };
+            prefetch(self.depth - 1); // weights need not begin where a cache line does
+            for i in (0..self.depth).step_by(2 * LANES) {
+                prefetch(i);
+                for i in [i, i + LANES] {
+                    let mut w = [S::splat(0.0); C];
+                    for (c, w) in w.iter_mut().enumerate() {
+                        *w = S::load_bf16(weight.add(c * stride + i));
+                    }
+                    for r in 0..R {
+                        let x = S::load(self.x.add(R * i + r * LANES));
+                        for c in 0..C {
+                            acc[r][c] = S::fma(x, w[c], acc[r][c]);
+                        }
                     }
                 }
             }
             for (r, acc) in acc.into_iter().enumerate() {
                 for (c, acc) in acc.into_iter().enumerate() {
-                    let total = self.totals.add((r * PANEL_COLS + c) * LANES);
-                    S::store(total, if self.first { acc } else { S::add(S::load(total), acc) });
+                    self.add::<S>(r, c, acc);
                 }
             }
         }
+    }
+
+    /// At any depth.
+    #[inline(always)]
+    unsafe fn accumulate_rest<S: Simd>(&self, rows: usize, cols: usize) {
+        unsafe {
+            for r in 0..rows {
+                for c in 0..cols {
+                    let mut acc = S::splat(0.0);
+                    for i in (0..self.depth).step_by(LANES) {
+                        let x = S::load(self.x.add(rows * i + r * LANES));
+                        let n = LANES.min(self.depth - i);
+                        acc = S::fma(x, S::load_bf16_part(self.weight.add(c * self.stride + i), n), acc);
+                    }
+                    self.add::<S>(r, c, acc);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add<S: Simd>(&self, r: usize, c: usize, acc: S::V) {
+        unsafe {
+            let total = self.totals.add(c * self.totals_stride + r).cast();
+            S::store(total, if self.first { acc } else { S::add(S::load(total), acc) });
+        }
+    }
+}
+
+/// Output of one row in one column.
+#[inline(always)]
+unsafe fn dot<S: Simd>(t: &Task<'_>, col: usize) {
+    unsafe {
+        let weight = t.weight.add(col * t.k);
+        let mut total = S::splat(0.0);
+        for block in (0..t.k).step_by(BLOCK) {
+            let end = t.k.min(block + BLOCK);
+            let mut acc = S::splat(0.0);
+            let mut i = block;
+            while i + 2 * LANES <= end {
+                S::prefetch(weight.wrapping_add(i + PREFETCH).cast());
+                for i in [i, i + LANES] {
+                    acc = S::fma(S::load(t.x.add(i)), S::load_bf16(weight.add(i)), acc);
+                }
+                i += 2 * LANES;
+            }
+            while i < end {
+                let n = LANES.min(end - i);
+                acc = S::fma(S::load_part(t.x.add(i), n), S::load_bf16_part(weight.add(i), n), acc);
+                i += LANES;
+            }
+            total = if block == 0 { acc } else { S::add(total, acc) };
+        }
+        finish::<S>(t, 0, col, total);
+    }
+}
+
+#[inline(always)]
+unsafe fn finish<S: Simd>(t: &Task<'_>, row: usize, col: usize, total: S::V) {
+    unsafe {
+        let bias = if t.bias.is_null() { 0.0 } else { *t.bias.add(col) };
+        *t.out.add(row * t.out_stride + col) = S::sum(total) + bias;
     }
 }

@@ -36,6 +36,19 @@ impl Isa {
         sets.push(Self::Portable);
         sets
     }
+
+    /// [`Simd::TILE_ROWS`] of the set.
+    pub(super) fn tile_rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => Avx512::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Avx2::TILE_ROWS,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => Neon::TILE_ROWS,
+            Self::Portable => Portable::TILE_ROWS,
+        }
+    }
 }
 
 /// Compiles a generic kernel for every instruction set and picks by `isa` at run time.
@@ -78,8 +91,8 @@ pub(super) use for_each_isa;
 /// alignment.
 pub(super) trait Simd {
     type V: Copy;
-    /// Register tile of the matrix product: rows of the input by rows of the weights.
-    const TILE: (usize, usize);
+    /// Input rows of a register tile of the matrix product, at most; more than two.
+    const TILE_ROWS: usize;
     /// Vectors of a value row that attention accumulates at once, for each of four queries.
     const VALUE_VECTORS: usize;
 
@@ -99,7 +112,10 @@ pub(super) trait Simd {
     unsafe fn round(a: Self::V) -> Self::V;
     /// `2^n` for integral `n` from -127 to 127; 0 for -127.
     unsafe fn exp2(n: Self::V) -> Self::V;
+    /// To all levels of cache.
     unsafe fn prefetch(p: *const u8);
+    /// To L2 and beyond.
+    unsafe fn prefetch_l2(p: *const u8);
 
     /// Sum of the lanes: halves onto each other, four times.
     #[inline(always)]
@@ -174,7 +190,7 @@ mod x86 {
 
     impl Simd for Avx512 {
         type V = __m512;
-        const TILE: (usize, usize) = (4, 6);
+        const TILE_ROWS: usize = 9;
         const VALUE_VECTORS: usize = 4;
 
         #[inline(always)]
@@ -236,6 +252,10 @@ mod x86 {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
+        unsafe fn prefetch_l2(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+        }
+        #[inline(always)]
         unsafe fn sum(v: __m512) -> f32 {
             unsafe {
                 let high = _mm512_castps512_ps256(_mm512_shuffle_f32x4::<0b1110>(v, v));
@@ -257,7 +277,7 @@ mod x86 {
 
     impl Simd for Avx2 {
         type V = [__m256; 2];
-        const TILE: (usize, usize) = (2, 2);
+        const TILE_ROWS: usize = 6;
         const VALUE_VECTORS: usize = 1;
 
         #[inline(always)]
@@ -326,6 +346,10 @@ mod x86 {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
+        unsafe fn prefetch_l2(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+        }
+        #[inline(always)]
         unsafe fn sum(v: Self::V) -> f32 {
             unsafe { Self::sum256(_mm256_add_ps(v[0], v[1])) }
         }
@@ -353,7 +377,7 @@ mod arm {
 
     impl Simd for Neon {
         type V = [float32x4_t; 4];
-        const TILE: (usize, usize) = (2, 3);
+        const TILE_ROWS: usize = 6;
         const VALUE_VECTORS: usize = 1;
 
         #[inline(always)]
@@ -415,6 +439,8 @@ mod arm {
         }
         #[inline(always)]
         unsafe fn prefetch(_: *const u8) {}
+        #[inline(always)]
+        unsafe fn prefetch_l2(_: *const u8) {}
     }
 }
 
@@ -428,7 +454,7 @@ fn lanes(f: impl FnMut(usize) -> f32) -> [f32; LANES] {
 
 impl Simd for Portable {
     type V = [f32; LANES];
-    const TILE: (usize, usize) = (1, 2);
+    const TILE_ROWS: usize = 3;
     const VALUE_VECTORS: usize = 1;
 
     #[inline(always)]
@@ -481,4 +507,6 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_l2(_: *const u8) {}
 }
