@@ -154,26 +154,35 @@ for_each_isa! {
 #[inline(always)]
 unsafe fn run_generic<S: Simd>(t: &Task<'_>, totals: &mut Vec<Vector>) {
     unsafe {
-        let rows = t.tiles.first().map_or(0, |tile| tile.rows);
         // as many columns at a time as leave the sums in registers
-        match (S::TILE_ROWS, rows) {
+        match (S::TILE_ROWS, t.tiles.first().map_or(0, |tile| tile.rows)) {
             (_, 0) => {}
             (_, 1) => (0..t.n).for_each(|col| dot::<S>(t, col)),
-            (9, ..=4) => strips::<S, 4>(t, totals),
-            (9, _) => strips::<S, 3>(t, totals),
-            (6, 2) => strips::<S, 2>(t, totals),
-            _ => strips::<S, 1>(t, totals),
+            (9, 2) => strips::<S, 2, 1, 4>(t, totals),
+            (9, 3) => strips::<S, 3, 2, 4>(t, totals),
+            (9, 4) => strips::<S, 4, 3, 4>(t, totals),
+            (9, 5) => strips::<S, 5, 4, 4>(t, totals),
+            (9, 6) => strips::<S, 6, 5, 4>(t, totals),
+            (9, 7) => strips::<S, 7, 6, 3>(t, totals),
+            (9, 8) => strips::<S, 8, 7, 3>(t, totals),
+            (9, _) => strips::<S, 9, 8, 3>(t, totals),
+            (6, 2) => strips::<S, 2, 1, 2>(t, totals),
+            (_, 2) => strips::<S, 2, 1, 1>(t, totals),
+            (_, 3) => strips::<S, 3, 2, 1>(t, totals),
+            (_, 4) => strips::<S, 4, 3, 1>(t, totals),
+            (_, 5) => strips::<S, 5, 4, 1>(t, totals),
+            (_, _) => strips::<S, 6, 5, 1>(t, totals),
         }
     }
 }
 
-/// Outputs of several rows, in tiles of `C` columns. `totals` is scratch.
+/// Outputs of several rows, in tiles of `R` or `Q` rows and `C` columns. `totals` is scratch.
 #[inline(always)]
-unsafe fn strips<S: Simd, const C: usize>(t: &Task<'_>, totals: &mut Vec<Vector>) {
+unsafe fn strips<S: Simd, const R: usize, const Q: usize, const C: usize>(t: &Task<'_>, totals: &mut Vec<Vector>) {
     unsafe {
         for first in (0..t.n).step_by(STRIP_COLS) {
             for tiles in t.tiles.chunks(STRIP_TILES) {
-                Strip { t, tiles, cols: first..t.n.min(first + STRIP_COLS) }.multiply::<S, C>(totals);
+                Strip { t, tiles, cols: first..t.n.min(first + STRIP_COLS) }.multiply::<S, R, Q, C>(totals);
             }
         }
     }
@@ -188,7 +197,7 @@ struct Strip<'a> {
 
 impl Strip<'_> {
     #[inline(always)]
-    unsafe fn multiply<S: Simd, const C: usize>(&self, totals: &mut Vec<Vector>) {
+    unsafe fn multiply<S: Simd, const R: usize, const Q: usize, const C: usize>(&self, totals: &mut Vec<Vector>) {
         unsafe {
             let Strip { t, tiles, cols } = self;
             let first_row = tiles[0].first;
@@ -215,22 +224,25 @@ impl Strip<'_> {
                             };
                             let at = col * t.k + block;
                             for &RowTile { first: row, rows } in *tiles {
-                                let fetched = |to: usize| t.weight.wrapping_add(if row == first_row { to } else { at });
                                 let tile = Tile {
                                     x: t.x.add(row * t.k.next_multiple_of(LANES) + rows * block),
                                     weight: t.weight.add(at),
                                     stride: t.k,
                                     depth: BLOCK.min(t.k - block),
-                                    next_tile: fetched(next_tile),
-                                    next_group: fetched(at + next_group - (group * t.k + depth)),
                                     totals: totals.add((col - cols.start) * m + row - first_row),
                                     totals_stride: m,
                                     first: block == 0,
                                 };
-                                if width == C {
-                                    tile.accumulate::<S, C>(rows);
+                                let next = (row == first_row).then(|| {
+                                    let next_group = at + next_group - (group * t.k + depth);
+                                    (t.weight.wrapping_add(next_tile), t.weight.wrapping_add(next_group))
+                                });
+                                if width < C || !tile.depth.is_multiple_of(2 * LANES) {
+                                    tile.accumulate_rest::<S>(rows, width);
+                                } else if rows == R {
+                                    tile.accumulate::<S, R, C>(next);
                                 } else {
-                                    tile.accumulate::<S, 1>(rows);
+                                    tile.accumulate::<S, Q, C>(next);
                                 }
                             }
                             col += width;
@@ -256,10 +268,6 @@ struct Tile {
     /// Distance of weight rows.
     stride: usize,
     depth: usize,
-    /// Weights that are fetched meanwhile: those of the next tile to L1, and of the tile at this place in the next group
-    /// to L2. Whoever fetches nothing has its own weights here.
-    next_tile: *const [u8; 2],
-    next_group: *const [u8; 2],
     /// Running vectors, `[column][row]`, and the distance of columns.
     totals: *mut Vector,
     totals_stride: usize,
@@ -267,34 +275,21 @@ struct Tile {
 }
 
 impl Tile {
+    /// Where depth is a multiple of two vectors: nothing but the sums needs registers throughout. Meanwhile weights are
+    /// fetched: those of the next tile to L1, and of the tile at this place in the next group to L2.
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const C: usize>(&self, rows: usize) {
-        unsafe {
-            match rows {
-                _ if !self.depth.is_multiple_of(2 * LANES) => self.accumulate_rest::<S>(rows, C),
-                2 => self.accumulate_whole::<S, 2, C>(),
-                3 => self.accumulate_whole::<S, 3, C>(),
-                4 => self.accumulate_whole::<S, 4, C>(),
-                5 => self.accumulate_whole::<S, 5, C>(),
-                6 => self.accumulate_whole::<S, 6, C>(),
-                7 if S::TILE_ROWS >= 7 => self.accumulate_whole::<S, 7, C>(),
-                8 if S::TILE_ROWS >= 8 => self.accumulate_whole::<S, 8, C>(),
-                9 if S::TILE_ROWS >= 9 => self.accumulate_whole::<S, 9, C>(),
-                _ => unreachable!("no tile has so many rows"),
-            }
-        }
-    }
-
-    /// Where depth is a multiple of two vectors: nothing but the sums needs registers throughout.
-    #[inline(always)]
-    unsafe fn accumulate_whole<S: Simd, const R: usize, const C: usize>(&self) {
+    unsafe fn accumulate<S: Simd, const R: usize, const C: usize>(
+        &self,
+        next: Option<(*const [u8; 2], *const [u8; 2])>,
+    ) {
         unsafe {
             let (weight, stride) = (self.weight, self.stride);
             let mut acc = [[S::splat(0.0); C]; R];
             let prefetch = |i: usize| {
+                let Some((next_tile, next_group)) = next else { return };
                 for c in 0..C {
-                    S::prefetch_l2(self.next_group.wrapping_add(c * stride + i).cast());
-                    S::prefetch(self.next_tile.wrapping_add(c * stride + i).cast());
+                    S::prefetch_l2(next_group.wrapping_add(c * stride + i).cast());
+                    S::prefetch(next_tile.wrapping_add(c * stride + i).cast());
                 }
             };
             prefetch(self.depth - 1); // weights need not begin where a cache line does
