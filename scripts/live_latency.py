@@ -3,6 +3,7 @@
 
     scripts/live_latency.py samples/*.wav                                    # the shipped model
     scripts/live_latency.py -d voxtral-model --device cuda -I 0.5 talk.wav
+    scripts/live_latency.py --seconds 7.9 talk.wav                           # that end there, say with a word
 
 A token needs the audio up to its own time plus the model's delay, or up to the end of the stream; its lag is counted
 from the moment when that audio had been written. Before the end, audio is gathered for `-I` seconds first. The last piece
@@ -24,11 +25,12 @@ RATE = 16_000
 PIECE = RATE // 50  # samples written at a time: 20 ms
 
 
-def lags(command, path):
+def lags(command, path, most_seconds):
     """Lags in seconds of all pieces of text, and of the last."""
     try:
         with wave.open(str(path)) as recording:
             shape, pcm = recording.getparams()[:3], recording.readframes(recording.getnframes())
+            pcm = pcm if most_seconds is None else pcm[: 2 * int(most_seconds * RATE)]
     except (OSError, EOFError, wave.Error) as error:
         sys.exit(f"{path}: no WAV file: {str(error) or 'it ends early'}")
     if shape != (1, 2, RATE):
@@ -80,11 +82,12 @@ def main():
     parser.add_argument("-I", "--interval", default="0.5")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--voxtral", type=Path, default=ROOT / "target" / "release" / "voxtral")
+    parser.add_argument("--seconds", type=float, help="of each recording; all of it when absent")
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     command = [a.voxtral, "-d", a.model, "--stdin", "--raw", "-I", a.interval, "-f", "jsonl", "--device", a.device]
     command = [str(part) for part in command]
-    runs = [lags(command, path) for path in a.recordings]
+    runs = [lags(command, path, a.seconds) for path in a.recordings]
     middle = sorted(lag for run, _ in runs for lag in run)
     last = [lag for _, lag in runs]
     ms = [round(1000 * x) for x in (statistics.median(middle), middle[-1], statistics.median(last), max(last))]

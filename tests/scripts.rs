@@ -112,3 +112,24 @@ fn word_error_rates_of_a_folder_name_what_failed() {
     let (code, stdout, stderr) = eval_wer(folder, &["--limit", "1"], &[]);
     assert!(code == 0 && stdout.contains("0.00 %") || stderr.contains("pip install whisper-normalizer"), "{stderr}");
 }
+
+#[test]
+fn live_latency_counts_the_end_from_the_end() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(Path::new(ROOT).join("scripts/live_latency.py"));
+        let output = command.current_dir(ROOT).args(["--voxtral", PROGRAM, "--device", "cpu"]).args(arguments).output();
+        let output = output.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, stdout, stderr) = run(&["--json", "-I", "0.2", "--seconds", "2.5", "samples/hibari_intro.wav"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let result: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(result["recordings"], 1);
+    let [median, most, end] = ["median_ms", "max_ms", "end_median_ms"].map(|name| result[name].as_i64().unwrap());
+    assert!(0 <= end && end <= most && median <= most, "{result}");
+
+    let (code, _, stderr) = run(&["Cargo.toml"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.starts_with("Cargo.toml: no WAV file: "), "{stderr}");
+}
