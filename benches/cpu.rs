@@ -146,7 +146,15 @@ fn stages(dir: &Path, options: &BackendOptions) {
 /// A pass at the start of the stream, where it is left again.
 fn decode(cpu: &mut Cpu, stream: &mut <Cpu as Backend>::Stream, n_rows: usize) {
     let inputs = vec![32; n_rows];
-    cpu.decode(&mut [Span { stream, inputs: &inputs, predict_from: 0, n_top: 1, predictions: Vec::new() }]).unwrap();
+    cpu.decode(&mut [Span {
+        stream,
+        inputs: &inputs,
+        predict_from: 0,
+        drafts_from: usize::MAX,
+        n_top: 1,
+        predictions: Vec::new(),
+    }])
+    .unwrap();
     cpu.rewind(stream, 0);
 }
 

@@ -116,7 +116,15 @@ fn encoder(cuda: &mut Cuda, model: &Model) {
 
 fn decode(cuda: &mut Cuda, stream: &mut CudaStream, inputs: &[u32]) {
     let predict_from = inputs.len() - 1;
-    cuda.decode(&mut [Span { stream, inputs, predict_from, n_top: 1, predictions: Vec::new() }]).unwrap();
+    cuda.decode(&mut [Span {
+        stream,
+        inputs,
+        predict_from,
+        drafts_from: usize::MAX,
+        n_top: 1,
+        predictions: Vec::new(),
+    }])
+    .unwrap();
 }
 
 fn decoder(cuda: &mut Cuda, model: &Model) {
@@ -152,8 +160,14 @@ fn decoder(cuda: &mut Cuda, model: &Model) {
         let mut stream = ready(cuda);
         decode(cuda, &mut stream, &[32; 64]);
         let time = median_of(20, || {
-            let mut span =
-                Span { stream: &mut stream, inputs: &vec![32; n], predict_from: 0, n_top: 1, predictions: Vec::new() };
+            let mut span = Span {
+                stream: &mut stream,
+                inputs: &vec![32; n],
+                predict_from: 0,
+                drafts_from: usize::MAX,
+                n_top: 1,
+                predictions: Vec::new(),
+            };
             timed(|| cuda.decode(std::slice::from_mut(&mut span)).unwrap())
         });
         report(format!("pass of {n} rows, one stream"), time);
@@ -170,7 +184,14 @@ fn decoder(cuda: &mut Cuda, model: &Model) {
         let time = median_of(20, || {
             let mut spans: Vec<_> = streams
                 .iter_mut()
-                .map(|stream| Span { stream, inputs: &[32], predict_from: 0, n_top: 1, predictions: Vec::new() })
+                .map(|stream| Span {
+                    stream,
+                    inputs: &[32],
+                    predict_from: 0,
+                    drafts_from: usize::MAX,
+                    n_top: 1,
+                    predictions: Vec::new(),
+                })
                 .collect();
             timed(|| cuda.decode(&mut spans).unwrap())
         });

@@ -52,6 +52,13 @@ __device__ __forceinline__ size_t packed_at(int n, int k, int columns) {
     return block * 8192 + swizzled(n % 128, k % 64 / 8) / 2 + k % 8;
 }
 
+// Where row r of 16, column k of 32 is in a block of the decoder's weights: two steps of the matrix unit, each as its lanes want
+// it, who load 16 bytes that are their registers. Lane (g, t) has k = 8t .. 8t+3 of rows g and g + 8 in the first step and
+// 8t+4 .. 8t+7 in the second.
+__device__ __forceinline__ int fragment_at(int r, int k) {
+    return k % 8 / 4 * 256 + (r % 8 * 4 + k / 8) * 8 + k % 4 / 2 * 4 + r / 8 * 2 + k % 2;
+}
+
 __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

@@ -1,4 +1,4 @@
-// One decoder pass in one persistent kernel: embeddings, all layers, LM head and top-1, for up to 64 rows.
+// One decoder pass in one persistent kernel: embeddings, all layers, LM head and top-1, for up to 128 rows.
 //
 // A row is one position of one stream. Rows of a pass may belong to any number of streams; those of one stream are consecutive
 // positions in consecutive rows.
@@ -12,6 +12,7 @@
 // Products. y[N, M] = W[N, K] x[K, M] with mma.m16n8k16: weights are the left operand (16 rows of W), rows of the pass are
 // the columns of the right one. A block takes every n-th tile of 16 weight rows; its eight warps split K (warp w takes the
 // pieces of 64 k with index w, w + 8, ... of the slice) and their sums are added in the warps' order through shared memory.
+// With many rows, on Hopper, the warps share out tiles and rows instead (decoder_wide.cuh), with the same sums.
 // wo and w2 have too few tiles to fill the machine, so K is cut in two slices for two blocks: those of a cluster, which
 // exchange their sums (sm_90 on); otherwise the last block to finish a tile adds the slices in their order. Nothing of this
 // depends on the number of rows, so a row's bits depend neither on how many rows share the pass nor on which.
@@ -21,8 +22,8 @@
 // the power of two below the last norm's 1 / rms, which keeps h near 1 in F16 and changes no digit.
 //
 // Layouts (F16; K is padded to a multiple of 64 with zeros)
-//     weights      [N / 16][K / 32][16][32], N padded to 16 with zeros. wqkv: rows of wq, wk, wv one after the other.
-//                  w13: tile j holds rows 8j .. 8j+7 of w1, then those of w3. The head is the token embedding table in
+//     weights      [N / 16][K / 32][512], see `fragment_at`; N padded to 16 with zeros. wqkv: rows of wq, wk, wv one after
+//                  the other. w13: tile j holds rows 8j .. 8j+7 of w1, then those of w3. The head is the token embedding table in
 //                  the same layout, which is also where embeddings are taken from. In 8 bits, as `quantise_rows` in
 //                  decoder_pack.cu leaves it, it is widened on its way to the matrix unit, which changes no digit; a row's
 //                  scale multiplies its sums. Activations stay F16.
@@ -31,6 +32,7 @@
 #include <type_traits>
 
 #include "decoder_attention.cuh"
+#include "decoder_wide.cuh"
 
 // Four features from n on, times `weight`. What writes the residual stream stores also its form for the next product, and the
 // sums of squares of each 16 features; four lanes have a tile of a row.
@@ -57,10 +59,11 @@ __device__ void embed(const DecoderPass& p, int rows) {
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < rows * quads; i += gridDim.x * THREADS) {
         const int row = i / quads, n = i % quads * 4;
         const uint32_t id = p.rows[row].token;
-        const size_t at = ((static_cast<size_t>(id >> 4) * blocks32 + (n >> 5)) * 16 + (id & 15)) * 32 + (n & 31);
-        const uint2 token = *reinterpret_cast<const uint2*>(p.head + at);
-        const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&token.x));
-        const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&token.y));
+        const real16* block = p.head + (static_cast<size_t>(id >> 4) * blocks32 + (n >> 5)) * 512;
+        auto pair = [&](int k) {
+            return __half22float2(*reinterpret_cast<const __half2*>(block + fragment_at(id & 15, k & 31)));
+        };
+        const float2 low = pair(n), high = pair(n + 2);
         const float4 audio = *reinterpret_cast<const float4*>(p.rows[row].audio + n);
         const float4 h = make_float4(__fadd_rn(audio.x, low.x), __fadd_rn(audio.y, low.y), __fadd_rn(audio.z, high.x),
                                      __fadd_rn(audio.w, high.y));
@@ -84,7 +87,7 @@ __device__ void read_pass(const DecoderPass& p, Shared& s, int rows, int groups,
         const Row row = p.rows[tid];
         s.cache[tid] = row.kv;
         s.position[tid] = row.position;
-        s.n_slots[tid] = row.n_slots;
+        s.chunks[tid] = row.n_slots / CHUNK;
         s.head_row[tid] = row.head_row;
         if (row.head_row != NO_ROW) s.origin[row.head_row] = tid;
     }
@@ -133,7 +136,7 @@ template <int NT>
 struct RowPlaces {
     int padded, shift;
     __device__ __forceinline__ explicit RowPlaces(int rows) {
-        shift = NT == 1 ? 32 - __clz(max(rows, 2) - 1) : NT == 2 ? 4 : NT == 4 ? 5 : 6;
+        shift = NT == 1 ? 32 - __clz(max(rows, 2) - 1) : NT == 2 ? 4 : NT == 4 ? 5 : NT == 16 ? 7 : 6;
         padded = NT == 5 ? 40 : 1 << shift;
     }
     __device__ __forceinline__ void split(int i, int& row, int& tile) const {
@@ -142,13 +145,77 @@ struct RowPlaces {
     }
 };
 
+#if BULK_COPY
+// What wide kernels do with sums where they are, in the registers of a warp: lane (g, t) has features g and g + 8 of tile i by
+// rows 2t and 2t + 1 of each eight.
+//
+// Gates and ups of the same rows and features are in the same lanes.
+template <typename Plan, typename TileAt>
+__device__ __forceinline__ void store_gated(const DecoderPass& p, const Shared& s,
+                                            const float (&total)[Plan::TW][Plan::NW][4], int n_own, int rows, int row_warp,
+                                            int lane, TileAt tile_at) {
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int j = 0; j < Plan::NW; j++) {
+        const int row0 = (row_warp * Plan::NW + j) * 8;
+        if (row0 >= rows) break;
+        const float2 scale = *reinterpret_cast<const float2*>(&s.scale[row0 + t * 2]);
+#pragma unroll
+        for (int i = 0; i < Plan::TW; i++) {
+            if (i >= n_own) break;
+            const float* sums = total[i][j];
+            const uint32_t pair = pack16(silu_times(__fmul_rn(sums[0], scale.x), __fmul_rn(sums[2], scale.x)),
+                                         silu_times(__fmul_rn(sums[1], scale.y), __fmul_rn(sums[3], scale.y)));
+            // to features 2t and 2t + 1 of row g
+            uint32_t turned;
+            asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+            if (row0 + g >= rows) continue;
+            *reinterpret_cast<uint32_t*>(p.activated + activation_index(row0 + g, tile_at(i) * 8 + t * 2)) = turned;
+        }
+    }
+}
+
+// The best of a warp's logits of each row, and all of them where they are asked for.
+template <typename Plan, bool INT8, typename TileAt>
+__device__ __forceinline__ void rank_logits(const DecoderPass& p, Shared& s, const float (&total)[Plan::TW][Plan::NW][4],
+                                            int n_own, int rows, int row_warp, int lane, TileAt tile_at) {
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int j = 0; j < Plan::NW; j++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int row = (row_warp * Plan::NW + j) * 8 + t * 2 + e;
+            if ((row_warp * Plan::NW + j) * 8 >= rows) break;
+            const float scale = s.scale[row];
+            unsigned long long best = 0;
+#pragma unroll
+            for (int i = 0; i < Plan::TW; i++) {
+#pragma unroll
+                for (int high = 0; high < 2; high++) {
+                    const int n = tile_at(i) * 16 + g + high * 8;
+                    if (i >= n_own || n >= p.vocab || row >= rows) continue;
+                    float y = total[i][j][high * 2 + e];
+                    if (INT8) y = __fmul_rn(y, p.head_scales[n]);
+                    y = __fmul_rn(y, scale);
+                    best = max(best, ranking_key(y, n));
+                    if (p.logits) p.logits[static_cast<size_t>(row) * p.vocab + n] = y;
+                }
+            }
+#pragma unroll
+            for (int o = 4; o < 32; o *= 2) best = max(best, __shfl_xor_sync(~0u, best, o));
+            if (g == 0 && row < rows) atomicMax(&s.best[row], best);
+        }
+    }
+}
+#endif
+
 // NT: tiles of 8 rows (the pass has at most 8 * NT rows). TG: tiles of 16 weight rows that a warp carries at once; with
 // TG = 1 a warp keeps its whole part of x in registers and goes through its tiles one by one, otherwise it reads x once for
-// every TG tiles, a piece ahead of its use.
+// every TG tiles, a piece ahead of its use. WIDE: for many rows, see decoder_wide.cuh; the block carries TG tiles then.
 //
 // Grid: one block per multiprocessor, all resident. Block: BLOCK. Dynamic shared memory, 128-byte aligned: SHARED_BYTES +
-// sum_bytes + stages * STAGE_BYTES, and a quarter of sum_bytes more from sm_90 on, where two blocks form a cluster.
-template <int NT, int TG, bool INT8_HEAD>
+// sum_bytes + exchange_bytes (0 below sm_90, where there are no clusters) + stages of the ring.
+template <int NT, int TG, bool INT8_HEAD, bool WIDE>
 __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
     constexpr int STEPS = 9;  // pieces of x that a warp keeps in registers
     extern __shared__ __align__(128) char shared[];
@@ -158,17 +225,17 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #if BULK_COPY
     float* exchange = reinterpret_cast<float*>(sum_area + p.sum_bytes);  // two halves
     const uint32_t exchange_barrier = shared_address(&s.barriers[2 * MAX_STAGES]);
+    const uint32_t x_barrier = exchange_barrier + 8;
     int exchanges = 0;
-    Ring ring{sum_area + p.sum_bytes + p.sum_bytes / 4, 0, 0};
-#else
-    Ring ring{sum_area + p.sum_bytes, 0, 0};
 #endif
+    RingOf<NT, TG, WIDE> ring(sum_area + p.sum_bytes + p.exchange_bytes);
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
 
     if (tid == 0) {
-        Ring::initialise(p);
+        ring.initialise(p);
 #if BULK_COPY
         barrier_init(exchange_barrier, 1);
+        barrier_init(x_barrier, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
@@ -179,7 +246,16 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #endif
     if (warp >= WARPS) {
         give_registers();
-        if (warp == WARPS) ring.fill<TG, INT8_HEAD>(p, lane);
+#if BULK_COPY
+        if constexpr (WIDE) {
+            if (warp == WARPS) ring.template fill_weights<INT8_HEAD>(p, lane);
+            if (warp == WARPS + 1) ring.template fill_x<INT8_HEAD>(p, lane, x_barrier);
+            return;
+        }
+#endif
+        if constexpr (!WIDE) {
+            if (warp == WARPS) ring.template fill<TG, INT8_HEAD>(p, lane);
+        }
         return;
     }
     take_registers();
@@ -191,7 +267,12 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
     for (int phase = p.phase_begin; phase < p.phase_end; phase++) {
         const Phase kind = phase_kind(p, phase);
         const int layer = (phase - 1) / LAYER_PHASES;
-        if (phase > p.phase_begin) grid_arrive(p.counters), target += gridDim.x;
+        if (phase > p.phase_begin) {
+#if BULK_COPY
+            if constexpr (WIDE) fence_copies();
+#endif
+            grid_arrive(p.counters), target += gridDim.x;
+        }
         if (kind == EMBED) {
             embed(p, all_rows);
             continue;
@@ -200,13 +281,12 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             const int units = s.prefix[n_groups] * p.n_kv_heads;
             int u = blockIdx.x;
             AttentionUnit unit;
-            if (u < units) unit = attention_unit_of(p, s, layer, u);
+            if (u < units) unit = attention_unit_of(p, s, n_groups, layer, u);
             if (phase > p.phase_begin) grid_wait(p.counters, target);
             while (u < units) {
-                if (u + gridDim.x < units) prefetch_unit(p, s, layer, u + gridDim.x);
                 attention_unit(p, unit, sum_area, warp, lane);
                 u += gridDim.x;
-                if (u < units) unit = attention_unit_of(p, s, layer, u);
+                if (u < units) unit = attention_unit_of(p, s, n_groups, layer, u);
             }
             if (s.prefix[n_groups] > n_groups) {
                 // some row's chunks have to be added
@@ -228,8 +308,9 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                                                              : p.layers[layer + 1].attention_norm;
         const RowPlaces<NT> places(rows);
         const int tile_floats = places.padded * 16;
-        // tiles whose sums fit in shared memory at once
-        const int round_tiles = p.sum_bytes / (WARPS * 4) / tile_floats;
+        // tiles whose sums fit in shared memory at once, each in so many parts
+        constexpr int PARTS = WIDE ? 1 : WARPS;
+        const int round_tiles = p.sum_bytes / (PARTS * 4) / tile_floats;
 
         // Fragments of x: lane (g, t) holds k = 8t .. 8t+7 of each 32, of row 8i + g.
         auto load_x = [&](uint4 (&b)[NT][2], int piece) {
@@ -250,13 +331,14 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 for (int e = 0; e < 4; e++) acc[j][e] = 0.0f;
             }
         };
-        auto store_sums = [&](const float (&acc)[NT][4], int local) {
-            float* own = reduce + (warp * round_tiles + local) * tile_floats;
+        // Keeps sums of rows from row0 on, the part'th of a tile of the round.
+        auto store_sums = [&](const auto& acc, int part, int local, int row0) {
+            float* own = reduce + (part * round_tiles + local) * tile_floats;
 #pragma unroll
-            for (int j = 0; j < NT; j++) {
+            for (int j = 0; j < static_cast<int>(sizeof(acc) / sizeof(acc[0])); j++) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    const int row = j * 8 + t * 2 + (e & 1);
+                    const int row = row0 + j * 8 + t * 2 + (e & 1);
                     if (row < rows) own[sum_index(row, g + (e >> 1) * 8)] = acc[j][e];
                 }
             }
@@ -285,14 +367,14 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         // zeros, so that nothing has to be kept from phase to phase
         Addend ready{make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
         float4 ready_turns = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        // Adds the warps' sums of this block's tiles begin .. begin + tiles - 1 and does what the phase does with them: four
+        // Adds the parts of the sums of this block's tiles begin .. begin + tiles - 1 and does what the phase does with them: four
         // features of a row a thread.
         auto finish = [&](int begin, int tiles) {
             auto sum_of = [&](int local, int row, int quad) {
                 const float* from = reduce + local * tile_floats + sum_index(row, quad * 4);
                 float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-                for (int w = 0; w < WARPS; w++) {
+                for (int w = 0; w < PARTS; w++) {
                     sum = added(sum, *reinterpret_cast<const float4*>(from + w * round_tiles * tile_floats));
                 }
                 return sum;
@@ -306,7 +388,12 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             const int items = tiles * places.padded * 4;
 #if BULK_COPY
             // two halves: the other block is at most one exchange ahead
-            float4* received = reinterpret_cast<float4*>(exchange + (exchanges & 1) * (p.sum_bytes / 32));
+            float4* received = reinterpret_cast<float4*>(exchange + (exchanges & 1) * (p.exchange_bytes / 8));
+            // wide kernels, whose sums take more room, leave none for the tiles that stay here
+            auto place = [&](int item) {
+                const int of_tile = places.padded * 4;
+                return WIDE ? item / (2 * of_tile) * of_tile + item % of_tile : item;
+            };
             if (adds && tid == 0) {
                 barrier_expect(exchange_barrier, (tiles + ((begin & 1) == share.slice)) / 2 * rows * 64);
             }
@@ -323,7 +410,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #if BULK_COPY
                     // the two slices are the two blocks of a cluster: each finishes every other tile
                     if (((begin + local) & 1) != share.slice) {
-                        store_to_peer(&received[item].x, exchange_barrier, share.slice ^ 1, sum_of(local, row, quad));
+                        store_to_peer(&received[place(item)].x, exchange_barrier, share.slice ^ 1, sum_of(local, row, quad));
                     }
 #else
                     const size_t at = ((static_cast<size_t>(share.slice) * share.tiles + tile) * MAX_ROWS + row) * 16 + quad * 4;
@@ -337,10 +424,10 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                     y = make_float4(__fmul_rn(y.x, f.x), __fmul_rn(y.y, f.y), __fmul_rn(y.z, f.z), __fmul_rn(y.w, f.w));
                 }
                 y = scaled(y, s.scale[row]);
-                if (kind == QKV) {
+                if (WIDE || kind == QKV) {
                     if (!valid) continue;
                     const int n_query = p.n_heads * HEAD_DIM, n_key = p.n_kv_heads * HEAD_DIM;
-                    const int n_slots = s.n_slots[row], slot = s.position[row] % n_slots;
+                    const int n_slots = s.chunks[row] * CHUNK, slot = s.position[row] % n_slots;
                     real16* keys = s.cache[row] + 2 * layer * cache_plane(p, n_slots);
                     if (n < n_query + n_key) {
                         const float4 turn = early ? ready_turns : turns(row, n);
@@ -388,7 +475,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 places.split(item >> 2, row, local);
                 if (local >= tiles || row >= rows || ((begin + local) & 1) != share.slice) continue;
                 add_to_residual(row, (share.first + (begin + local) * share.step) * 16 + quad * 4,
-                                added(sum_of(local, row, quad), received[item]));
+                                added(sum_of(local, row, quad), received[place(item)]));
             }
 #else
             // the last slice to arrive at a tile adds them all
@@ -397,14 +484,14 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 uint32_t* counter = p.counters + 4 + share.first + (begin + tid) * share.step;
                 const bool last = add_acquire_release(counter, 1u) == static_cast<uint32_t>(SPLITS - 1);
                 if (last) *counter = 0;
-                s.flags[tid] = last;
+                s.last[tid] = last;
             }
             block_sync();
             for (int item = tid; item < items; item += THREADS) {
                 const int quad = item & 3;
                 int row, local;
                 places.split(item >> 2, row, local);
-                if (local >= tiles || row >= rows || !s.flags[local]) continue;
+                if (local >= tiles || row >= rows || !s.last[local]) continue;
                 const int tile = share.first + (begin + local) * share.step;
                 float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 for (int i = 0; i < SPLITS; i++) {
@@ -417,7 +504,9 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         };
 
         const int steps = (share.end - share.begin + WARPS - 1) / WARPS;
-        if (kind == QKV && blockIdx.x < s.prefix[n_groups] * p.n_kv_heads) prefetch_unit(p, s, layer, blockIdx.x);
+        if (kind == QKV && blockIdx.x < s.prefix[n_groups] * p.n_kv_heads) {
+            prefetch_unit(attention_unit_of(p, s, n_groups, layer, blockIdx.x));
+        }
         if (adds) {
             // the end of the phase should not wait for device memory
             for (int i = tid; i < share.count; i += THREADS) {
@@ -427,10 +516,49 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             }
         }
         if (phase > p.phase_begin) grid_wait(p.counters, target);
+#if BULK_COPY
+        if constexpr (WIDE) {
+            if (tid == 0) barrier_arrive(x_barrier);
+        }
+#endif
         // the phase's products, with weights of 16 bits or 8
         auto multiply = [&](auto int8) {
             constexpr bool INT8 = decltype(int8)::value;
-            if constexpr (TG == 1) {
+            if constexpr (WIDE) {
+#if BULK_COPY
+                using Plan = WidePlan<NT, TG>;
+                const int row_warp = warp % Plan::ROW_WARPS, tile_warp = warp / Plan::ROW_WARPS;
+                if (normed) row_scales<NT>(p, s, norm, rows, warp, lane);
+                for (int group = 0; group < share.count; group += TG) {
+                    const int group_tiles = min(TG, share.count - group);
+                    float total[Plan::TW][Plan::NW][4];
+                    ring.template multiply<INT8>(p, share, group_tiles, rows, warp, lane, total);
+                    if (kind == W13 || kind == HEAD) {
+                        block_sync();  // the rows' scales are there
+                        auto tile_at = [&](int i) {
+                            return share.first + (group + i * Plan::TILE_WARPS + tile_warp) * share.step;
+                        };
+                        const int n_own = (group_tiles - tile_warp + Plan::TILE_WARPS - 1) / Plan::TILE_WARPS;
+                        if (kind == W13) {
+                            store_gated<Plan>(p, s, total, n_own, rows, row_warp, lane, tile_at);
+                        } else {
+                            rank_logits<Plan, INT8>(p, s, total, n_own, rows, row_warp, lane, tile_at);
+                        }
+                        continue;
+                    }
+                    for (int round = 0; round < group_tiles; round += round_tiles) {
+                        const int tiles = min(round_tiles, group_tiles - round);
+                        block_sync();  // the sums of the round before have been read
+#pragma unroll
+                        for (int i = 0; i < Plan::TW; i++) {
+                            const int local = i * Plan::TILE_WARPS + tile_warp - round;
+                            if (local >= 0 && local < tiles) store_sums(total[i], 0, local, row_warp * Plan::NW * 8);
+                        }
+                        finish(group + round, tiles);
+                    }
+                }
+#endif
+            } else if constexpr (TG == 1) {
                 uint4 b[STEPS][NT][2];
 #pragma unroll
                 for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + i * WARPS);
@@ -459,8 +587,8 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                                 for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + (first + i) * WARPS);
                             }
                             // the next stage's fragments are read while the matrix unit works on this one's
-                            uint4 a[2][4];
-                            auto fetch = [&](uint4 (&to)[4]) {
+                            uint4 a[2][2][2];
+                            auto fetch = [&](uint4 (&to)[2][2]) {
                                 ring.wait();
                                 ring.template read<INT8>(warp, lane, to);
                                 const int slot = ring.slot;
@@ -474,18 +602,18 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                                     int next = 0;
                                     if (i + 1 < STEPS && first + i + 1 < steps) next = fetch(a[(i + 1) & 1]);
                                     if (piece0 + (first + i) * WARPS < share.end) {
-                                        const uint4(&w)[4] = a[i & 1];
+                                        const uint4(&w)[2][2] = a[i & 1];
 #pragma unroll
-                                        for (int j = 0; j < NT; j++) mma_k32(acc[j], w[0], w[1], b[i][j][0]);
+                                        for (int j = 0; j < NT; j++) mma_k32(acc[j], w[0], b[i][j][0]);
 #pragma unroll
-                                        for (int j = 0; j < NT; j++) mma_k32(acc[j], w[2], w[3], b[i][j][1]);
+                                        for (int j = 0; j < NT; j++) mma_k32(acc[j], w[1], b[i][j][1]);
                                     }
                                     Ring::release(held, lane);
                                     held = next;
                                 }
                             }
                         }
-                        store_sums(acc, local);
+                        store_sums(acc, warp, local, 0);
                     }
                     finish(begin, tiles);
                 }
@@ -499,7 +627,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #pragma unroll
                     for (int i = 0; i < TG; i++) clear(acc[i]);
                     for (int i = 0; i < steps; i++) {
-                        uint4 ahead[NT > 4 ? 1 : NT][2];
+                        [[maybe_unused]] uint4 ahead[NT > 4 ? 1 : NT][2];
                         if constexpr (NT > 4) {
                             load_x(b, piece0 + i * WARPS);
                         } else {
@@ -510,12 +638,12 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                             if (tile >= group_tiles) continue;
                             ring.wait();
                             if (piece0 + i * WARPS < share.end) {
-                                uint4 w[4];
+                                uint4 w[2][2];
                                 ring.template read<INT8>(warp, lane, w);
 #pragma unroll
-                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w[0], w[1], b[j][0]);
+                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w[0], b[j][0]);
 #pragma unroll
-                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w[2], w[3], b[j][1]);
+                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w[1], b[j][1]);
                             }
                             Ring::release(ring.slot, lane);
                             ring.advance(p);
@@ -530,7 +658,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                         block_sync();
 #pragma unroll
                         for (int i = 0; i < TG; i++) {
-                            if (i >= round && i < round + tiles) store_sums(acc[i], i - round);
+                            if (i >= round && i < round + tiles) store_sums(acc[i], warp, i - round, 0);
                         }
                         finish(group + round, tiles);
                     }
@@ -564,27 +692,29 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #else
 #define CLUSTER
 #endif
-#define DECODER_PASS(NT, TG)                                                   \
+#define DECODER_PASS(NAME, NT, TG, WIDE)                                        \
     extern "C" __global__ void __launch_bounds__(BLOCK, 1) CLUSTER             \
-        decoder_pass_##NT(const __grid_constant__ DecoderPass p) {             \
-        decoder_pass<NT, TG, false>(p);                                        \
+        decoder_pass_##NAME(const __grid_constant__ DecoderPass p) {           \
+        decoder_pass<NT, TG, false, WIDE>(p);                                  \
     }                                                                          \
     extern "C" __global__ void __launch_bounds__(BLOCK, 1) CLUSTER             \
-        decoder_pass_int8_##NT(const __grid_constant__ DecoderPass p) {        \
-        decoder_pass<NT, TG, true>(p);                                         \
+        decoder_pass_int8_##NAME(const __grid_constant__ DecoderPass p) {      \
+        decoder_pass<NT, TG, true, WIDE>(p);                                   \
     }
 
-// Up to 8, 16, 32, 40 and 64 rows, each with a head of 16 bits and of 8. More rows leave fewer registers for x and tiles, so x
-// is read more often.
-DECODER_PASS(1, 1)
+// Up to 8, 16, 32, 40 and 64 rows, wide ones up to 64 and 128, each with a head of 16 bits and of 8. More rows leave fewer
+// registers for x and tiles, so x is read more often; wide kernels read it once for their TG tiles.
+DECODER_PASS(1, 1, 1, false)
 #if TRADE_REGISTERS
-DECODER_PASS(2, 9)
-DECODER_PASS(4, 5)
-DECODER_PASS(5, 4)
-DECODER_PASS(8, 2)
+DECODER_PASS(2, 2, 9, false)
+DECODER_PASS(4, 4, 5, false)
+DECODER_PASS(5, 5, 4, false)
+DECODER_PASS(8, 8, 2, false)
+DECODER_PASS(wide_8, 8, 12, true)
+DECODER_PASS(wide_16, 16, 10, true)
 #else
-DECODER_PASS(2, 5)
-DECODER_PASS(4, 3)
-DECODER_PASS(5, 3)
-DECODER_PASS(8, 2)
+DECODER_PASS(2, 2, 5, false)
+DECODER_PASS(4, 4, 3, false)
+DECODER_PASS(5, 5, 3, false)
+DECODER_PASS(8, 8, 2, false)
 #endif

@@ -23,13 +23,13 @@ constexpr int THREADS = WARPS * 32;
 constexpr int BLOCK = THREADS + 4 * 32;   // and one that fills the ring, with three that make it a warpgroup
 constexpr int HEAD_DIM = 128;
 constexpr int CHUNK = 256;                // cache positions of an attention unit: 32 for each warp
-constexpr int MAX_ROWS = 64;
+constexpr int MAX_ROWS = 128;
 constexpr int MAX_LAYERS = 64;
 constexpr int PIECE_BYTES = 2048;         // 16 rows of weights by 64 k
 constexpr int INT8_PIECE_BYTES = 1024;    // the same in 8 bits
 constexpr int STAGE_BYTES = WARPS * PIECE_BYTES;
 constexpr int MAX_STAGES = 12;
-constexpr int SHARED_BYTES = 3072;        // for `Shared`
+constexpr int SHARED_BYTES = 5120;        // for `Shared`
 constexpr int NO_ROW = 255;
 
 struct DecoderLayer {
@@ -50,8 +50,10 @@ struct DecoderPass {
     float scale;              // of scores: log2(e) / sqrt(HEAD_DIM)
     int max_chunks;           // chunks of the cache that a group of rows may see
     // the launch
-    int sum_bytes;            // for sums that wait to be added, 512 a row and tile; a quarter more for those exchanged
-    int stages;               // of the ring
+    int sum_bytes;            // for sums that wait to be added; then come `exchange_bytes` for those of another block
+    int exchange_bytes;
+    int stages;               // of the ring; in wide kernels places for tiles of a stage
+    int x_stages;             // of wide kernels
     int phase_begin, phase_end;
     const float* final_norm;         // [width]
     const real16* head;              // [vocab, dim], packed
@@ -82,19 +84,19 @@ struct DecoderPass {
 
 // What a block knows of the pass.
 struct Shared {
-    unsigned long long barriers[2 * MAX_STAGES + 2];  // the ring's [full, empty], then that of the exchange
+    unsigned long long barriers[2 * MAX_STAGES + 2];  // the ring's [full, empty], those of the exchange and of x
     unsigned long long best[MAX_ROWS];
     real16* cache[MAX_ROWS];
     int position[MAX_ROWS];
-    int n_slots[MAX_ROWS];
     float inverse[MAX_ROWS];    // 1 / rms at the last norm
     float scale[MAX_ROWS];      // what the sums of the running product are multiplied by
-    uint32_t flags[MAX_ROWS];
+    unsigned short chunks[MAX_ROWS];      // of a row's cache
     unsigned short prefix[MAX_ROWS + 1];  // attention chunks of the groups before
     uchar2 groups[MAX_ROWS];
     uint8_t group_of[MAX_ROWS];   // the group of a row
     uint8_t head_row[MAX_ROWS];   // where a row is among those of the head, or NO_ROW
     uint8_t origin[MAX_ROWS];     // and the other way round
+    bool last[64];                // whether this block is the last one to add to a tile of the round
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "the ring begins there");
 
@@ -109,15 +111,20 @@ __device__ __forceinline__ Phase phase_kind(const DecoderPass& p, int phase) {
     return static_cast<Phase>(QKV + (phase - 1) % LAYER_PHASES);
 }
 
-// Two steps of 16 from three 16-byte fragments. Lane (g, t) = (lane / 4, lane % 4) holds eight consecutive k, 8t .. 8t+7,
-// of rows g (`low`) and g + 8 (`high`) of the left operand and of column g of the right one. The matrix unit's own order
-// within the 32 differs, but both operands are permuted alike, so the product is the same sum.
-__device__ __forceinline__ void mma_k32(float (&c)[4], const uint4& low, const uint4& high, const uint4& b) {
+// Two steps of 16. Lane (g, t) = (lane / 4, lane % 4) holds eight consecutive k, 8t .. 8t+7, of column g of the right operand
+// and, as `fragment_at` orders them, of rows g and g + 8 of the left one. The matrix unit's own order within the 32 differs, but
+// both operands are permuted alike, so the product is the same sum.
+__device__ __forceinline__ void mma_k32(float (&c)[4], const uint4 (&a)[2], const uint4& b) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%10,%11,%12,%13}, {%14,%15}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(low.x), "r"(high.x), "r"(low.y), "r"(high.y), "r"(b.x), "r"(b.y), "r"(low.z), "r"(high.z), "r"(low.w),
-          "r"(high.w), "r"(b.z), "r"(b.w));
+        : "r"(a[0].x), "r"(a[0].y), "r"(a[0].z), "r"(a[0].w), "r"(b.x), "r"(b.y), "r"(a[1].x), "r"(a[1].y), "r"(a[1].z),
+          "r"(a[1].w), "r"(b.z), "r"(b.w));
+}
+
+// The left operand of `mma_k32` from eight consecutive k of rows g (`low`) and g + 8 (`high`).
+__device__ __forceinline__ void left_operand(const uint4& low, const uint4& high, uint4 (&a)[2]) {
+    a[0] = make_uint4(low.x, high.x, low.y, high.y), a[1] = make_uint4(low.z, high.z, low.w, high.w);
 }
 
 // Eight numbers of 8 bits, 128 more than they stand for, as F16: 0x6400 + n is 1024 + n.
@@ -208,19 +215,27 @@ __device__ __forceinline__ void store_to_peer(float* p, uint32_t barrier, uint32
                  "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(remote_barrier)
                  : "memory");
 }
-// `bytes` (a multiple of 16) from global to shared memory, counted on `barrier`. The data is read once: it is the first to
-// leave L2.
+// `bytes` (a multiple of 16) from global to shared memory, counted on `barrier`, which expects them already. The policy says
+// how soon the data may leave L2.
 __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint64_t policy) {
-    barrier_expect(barrier, bytes);
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
             to),
         "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
         : "memory");
 }
+// Orders what threads wrote before what the copy engine reads.
+__device__ __forceinline__ void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// For what is read once.
 __device__ __forceinline__ uint64_t evict_first_policy() {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+// For what all blocks read.
+__device__ __forceinline__ uint64_t evict_last_policy() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
 #else
@@ -320,6 +335,7 @@ struct Ring {
         return shared_address(shared) + slot * 16;
     }
     __device__ __forceinline__ static uint32_t empty(int slot) { return full(slot) + 8; }
+    __device__ __forceinline__ explicit Ring(char* stages) : stages(stages), slot(0), parity(0) {}
     // One thread.
     __device__ __forceinline__ static void initialise(const DecoderPass& p) {
         for (int i = 0; i < p.stages; i++) {
@@ -363,6 +379,7 @@ struct Ring {
             if (done >= p.stages) barrier_wait(empty(slot), parity ^ 1);
             char* to = stages + slot * STAGE_BYTES;
 #if BULK_COPY
+            barrier_expect(full(slot), bytes);
             bulk_copy(shared_address(to), from, bytes, full(slot), policy);
 #else
             for (int i = lane * 16; i < bytes; i += 1024) {
@@ -380,18 +397,18 @@ struct Ring {
     }
     // Waits for the next stage; `release` gives it back once every lane has used it.
     __device__ __forceinline__ void wait() const { barrier_wait(full(slot), parity); }
-    // The lane's fragments of the warp's piece of the stage, see `mma_k32`: of rows g and g + 8, then of the next 32 k.
+    // The lane's fragments of the warp's piece of the stage, see `mma_k32`: of 32 k, then of the next 32.
     template <bool INT8>
-    __device__ __forceinline__ void read(int warp, int lane, uint4 (&w)[4]) const {
+    __device__ __forceinline__ void read(int warp, int lane, uint4 (&w)[2][2]) const {
         const char* piece = stages + slot * STAGE_BYTES + warp * (INT8 ? INT8_PIECE_BYTES : PIECE_BYTES);
         const uint4* from = reinterpret_cast<const uint4*>(piece);
         if constexpr (INT8) {
             const uint4 low = from[lane], high = from[32 + lane];
-            w[0] = widened(low.x, low.y), w[1] = widened(high.x, high.y);
-            w[2] = widened(low.z, low.w), w[3] = widened(high.z, high.w);
+            left_operand(widened(low.x, low.y), widened(high.x, high.y), w[0]);
+            left_operand(widened(low.z, low.w), widened(high.z, high.w), w[1]);
         } else {
 #pragma unroll
-            for (int j = 0; j < 4; j++) w[j] = from[j * 32 + lane];
+            for (int j = 0; j < 4; j++) w[j / 2][j % 2] = from[j * 32 + lane];
         }
     }
     __device__ __forceinline__ static void release(int slot, int lane) {

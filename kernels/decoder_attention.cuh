@@ -31,19 +31,21 @@ __device__ __forceinline__ size_t cache_plane(const DecoderPass& p, int n_slots)
     return static_cast<size_t>(p.n_kv_heads) * n_slots * HEAD_DIM;
 }
 
-__device__ __forceinline__ AttentionUnit attention_unit_of(const DecoderPass& p, const Shared& s, int layer, int unit) {
+__device__ __forceinline__ AttentionUnit attention_unit_of(const DecoderPass& p, const Shared& s, int n_groups, int layer, int unit) {
     AttentionUnit a;
     a.kv_head = unit % p.n_kv_heads;
     const int at = unit / p.n_kv_heads;
-    int group = 0;
-    while (s.prefix[group + 1] <= at) group++;
+    int group = 0;  // the last one that begins at or before `at`
+    for (int step = MAX_ROWS / 2; step > 0; step /= 2) {
+        if (group + step < n_groups && s.prefix[group + step] <= at) group += step;
+    }
     a.n_chunks = s.prefix[group + 1] - s.prefix[group];
     a.chunk_index = at - s.prefix[group];
     a.row0 = s.groups[group].x, a.rows = s.groups[group].y;
     a.position0 = s.position[a.row0];
     a.low = max(0, a.position0 - p.window + 1), a.high = a.position0 + a.rows - 1;
     a.start = (a.low / CHUNK + a.chunk_index) * CHUNK;
-    const int n_slots = s.n_slots[a.row0];
+    const int n_slots = s.chunks[a.row0] * CHUNK;
     a.keys = s.cache[a.row0] + 2 * layer * cache_plane(p, n_slots) +
              (static_cast<size_t>(a.kv_head) * n_slots + a.start % n_slots) * HEAD_DIM;
     a.values = a.keys + cache_plane(p, n_slots);
@@ -51,8 +53,7 @@ __device__ __forceinline__ AttentionUnit attention_unit_of(const DecoderPass& p,
 }
 
 // Asks for a unit's part of the cache while this block still does other things.
-__device__ __forceinline__ void prefetch_unit(const DecoderPass& p, const Shared& s, int layer, int unit) {
-    const AttentionUnit a = attention_unit_of(p, s, layer, unit);
+__device__ __forceinline__ void prefetch_unit(const AttentionUnit& a) {
     const int from = max(a.low - a.start, 0) & ~31, to = (min(a.high - a.start, CHUNK - 1) | 31) + 1;
     const int parts = (to - from) * HEAD_DIM * 2 / 2048;
     for (int i = threadIdx.x; i < 2 * parts; i += THREADS) {
@@ -73,7 +74,7 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
 
     // row of the group and head of this lane's rows g and g + 8
     int r[2], h[2];
-    uint4 q[4][2];
+    uint4 rows_of_q[4][2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         r[half] = (g + half * 8) / heads;
@@ -81,8 +82,11 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
         const int head = kv_head * heads + h[half];
         const real16* query = p.query + (static_cast<size_t>(unit.row0 + r[half]) * p.n_heads + head) * HEAD_DIM;
 #pragma unroll
-        for (int i = 0; i < 4; i++) q[i][half] = r[half] < unit.rows ? load_fresh(query + i * 32 + t * 8) : zero;
+        for (int i = 0; i < 4; i++) rows_of_q[i][half] = r[half] < unit.rows ? load_fresh(query + i * 32 + t * 8) : zero;
     }
+    uint4 q[4][2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) left_operand(rows_of_q[i][0], rows_of_q[i][1], q[i]);
     // K of the warp's 32 positions. Blocks of 32 that nobody sees stay zero.
     const int mine = start + warp * 32;
     uint4 k[4][4];
@@ -114,7 +118,7 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
 #pragma unroll
     for (int j = 0; j < 4; j++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) mma_k32(scores[j], q[i][0], q[i][1], k[j][i]);
+        for (int i = 0; i < 4; i++) mma_k32(scores[j], q[i], k[j][i]);
     }
     if (!TRADE_REGISTERS) load_values();
 
@@ -162,9 +166,10 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
 #pragma unroll
     for (int b = 0; b < WARPS; b++) {
         const uint4* a = reinterpret_cast<const uint4*>(probabilities + b * 512);
-        const uint4 low = a[lane], high = a[32 + lane];
+        uint4 probability[2];
+        left_operand(a[lane], a[32 + lane], probability);
 #pragma unroll
-        for (int d = 0; d < 2; d++) mma_k32(out[d], low, high, v[b][d]);
+        for (int d = 0; d < 2; d++) mma_k32(out[d], probability, v[b][d]);
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {

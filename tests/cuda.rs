@@ -53,7 +53,7 @@ fn prompt(model: &Model, delay: Delay) -> Vec<u32> {
 }
 
 fn decode<B: Backend>(backend: &mut B, stream: &mut B::Stream, inputs: &[u32], n_top: usize) -> Vec<Prediction> {
-    let mut span = Span { stream, inputs, predict_from: 0, n_top, predictions: Vec::new() };
+    let mut span = Span { stream, inputs, predict_from: 0, drafts_from: usize::MAX, n_top, predictions: Vec::new() };
     backend.decode(std::slice::from_mut(&mut span)).unwrap();
     span.predictions
 }
@@ -245,8 +245,50 @@ fn the_length_of_spans_changes_no_bit() {
         feed(&mut cuda, &mut stream, &tokens, n, model.params.vocab_size)
     };
     let expected = run(1);
-    for n in [2, 3, 5, 8, 9, 13, 16, 17, 27, 32, 33, 64, 100] {
+    for n in [2, 3, 5, 8, 9, 13, 16, 17, 27, 32, 33, 64, 65, 100, 127, 128] {
         assert_same(&format!("spans of {n}"), &run(n), &expected);
+    }
+}
+
+#[test]
+fn lists_end_at_the_first_wrong_guess() {
+    let model = tiny();
+    let mut cuda = cuda(&model, true);
+    let mel = log_mel(&model, &support::recording("kal_computer"), Delay::DEFAULT);
+    let prompt = prompt(&model, Delay::DEFAULT);
+    let begun = |cuda: &mut Cuda| {
+        let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+        cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: &mel }]).unwrap();
+        let first = decode(cuda, &mut stream, &prompt, 1).pop().unwrap().id;
+        (stream, first)
+    };
+    let (mut stream, first) = begun(&mut cuda);
+    let mut inputs = vec![first];
+    let mut expected: Vec<Prediction> = Vec::new();
+    for i in 0..7 {
+        expected.extend(decode(&mut cuda, &mut stream, &inputs[i..], 8));
+        inputs.push(expected[i].id);
+    }
+    inputs.pop();
+    for n_right in 0..=6 {
+        let (mut stream, _) = begun(&mut cuda);
+        let mut guesses = inputs.clone();
+        if let Some(wrong) = guesses.get_mut(1 + n_right) {
+            *wrong += 1;
+        }
+        let mut span = Span {
+            stream: &mut stream,
+            inputs: &guesses,
+            predict_from: 0,
+            drafts_from: 1,
+            n_top: 8,
+            predictions: Vec::new(),
+        };
+        cuda.decode(std::slice::from_mut(&mut span)).unwrap();
+        let (right, wrong) = span.predictions.split_at(1 + n_right);
+        assert_same(&format!("{n_right} guesses are right"), right, &expected[..=n_right]);
+        assert_eq!(wrong.len(), 6 - n_right);
+        assert!(wrong.iter().all(|p| p.top.is_empty()), "lists that nobody reads");
     }
 }
 
@@ -295,7 +337,7 @@ fn company_changes_no_bit() {
     let mels = ["kal_computer", "hibari_intro", "slt_numbers", "noise_only"]
         .map(|name| log_mel(&model, &support::recording(name), Delay::DEFAULT));
     let n_tokens = 60;
-    let n_streams = 32;
+    let n_streams = 56;
     let tokens: Vec<_> = (0..n_streams).map(|i| some_tokens(&model, n_tokens + i)[i..].to_vec()).collect();
     let mel = |i: usize| &mels[i % mels.len()][..n_tokens * 8 * model.params.n_mels];
     let alone: Vec<_> = (0..n_streams)
@@ -326,7 +368,10 @@ fn company_changes_no_bit() {
             if n > 0 && (i + round) % 5 > 0 {
                 let inputs = &tokens[i][done[i]..done[i] + n];
                 let n_top = model.params.vocab_size;
-                batch.push((i, Span { stream, inputs, predict_from: 0, n_top, predictions: Vec::new() }));
+                batch.push((
+                    i,
+                    Span { stream, inputs, predict_from: 0, drafts_from: usize::MAX, n_top, predictions: Vec::new() },
+                ));
                 done[i] += n;
             }
         }

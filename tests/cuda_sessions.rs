@@ -143,7 +143,14 @@ fn logits(cuda: &mut Cuda, n: usize) -> Vec<Prediction> {
     let mut all = Vec::new();
     for inputs in tokens.chunks(n) {
         let n_top = model.params.vocab_size;
-        let mut span = Span { stream: &mut stream, inputs, predict_from: 0, n_top, predictions: Vec::new() };
+        let mut span = Span {
+            stream: &mut stream,
+            inputs,
+            predict_from: 0,
+            drafts_from: usize::MAX,
+            n_top,
+            predictions: Vec::new(),
+        };
         cuda.decode(std::slice::from_mut(&mut span)).unwrap();
         all.append(&mut span.predictions);
     }

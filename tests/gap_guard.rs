@@ -52,8 +52,8 @@ impl<B: Backend> Backend for Rutted<B> {
     fn decode(&mut self, batch: &mut [Span<'_, Self::Stream>]) -> Result<()> {
         for span in batch {
             let RuttedStream { stream, number, position } = &mut *span.stream;
-            let Span { inputs, predict_from, n_top, .. } = *span;
-            let mut inner = Span { stream, inputs, predict_from, n_top, predictions: Vec::new() };
+            let Span { inputs, predict_from, drafts_from, n_top, .. } = *span;
+            let mut inner = Span { stream, inputs, predict_from, drafts_from, n_top, predictions: Vec::new() };
             self.backend.decode(std::slice::from_mut(&mut inner))?;
             span.predictions = inner.predictions;
             for (i, prediction) in span.predictions.iter_mut().enumerate() {

@@ -98,8 +98,14 @@ fn transcribe(model: &Model, samples: &[f32], delay_ms: f64) -> Run {
     let mut tokens = Vec::new();
     let mut fed = 0;
     loop {
-        let mut span =
-            Span { stream: &mut stream, inputs: &inputs, predict_from: 0, n_top: 1, predictions: Vec::new() };
+        let mut span = Span {
+            stream: &mut stream,
+            inputs: &inputs,
+            predict_from: 0,
+            drafts_from: usize::MAX,
+            n_top: 1,
+            predictions: Vec::new(),
+        };
         cpu.decode(std::slice::from_mut(&mut span)).unwrap();
         let id = span.predictions.last().unwrap().id;
         fed += inputs.len();

@@ -149,7 +149,8 @@ fn an_exported_stream_goes_on_elsewhere_bit_for_bit() {
     let mel: Vec<f32> = (0..400 * width).map(|i| ((i * 7919 % 1013) as f32 / 506.5) - 1.0).collect();
     let tokens: Vec<u32> = (0..400).map(|i| if i % 3 == 0 { 33 } else { 1000 + i * 37 % 1800 }).collect();
     let decode = |cpu: &mut Cpu, stream: &mut _, inputs: &[u32]| {
-        let mut span = Span { stream, inputs, predict_from: 0, n_top: 8, predictions: Vec::new() };
+        let mut span =
+            Span { stream, inputs, predict_from: 0, drafts_from: usize::MAX, n_top: 8, predictions: Vec::new() };
         cpu.decode(std::slice::from_mut(&mut span)).unwrap();
         span.predictions
     };

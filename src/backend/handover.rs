@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::state::{Export, Import, StreamState};
-use super::{Backend, BackendOptions, EncodeChunk, Span, TraceSink};
+use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Span, TraceSink};
 use crate::model::params::FRAMES_PER_TOKEN;
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};
@@ -261,6 +261,11 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
         self.first.as_ref().and_then(|first| first.room_for_streams(n_positions))
     }
 
+    fn max_rows(&self) -> usize {
+        let first = self.first.as_ref().filter(|_| !self.failed).map(P::max_rows);
+        first.or(self.second.as_ref().map(S::max_rows)).unwrap_or(MAX_REWIND)
+    }
+
     fn decoder_bytes(&self) -> u64 {
         let first = self.first.as_ref().filter(|_| !self.failed).map(P::decoder_bytes);
         first.or(self.second.as_ref().map(S::decoder_bytes)).unwrap_or(0)
@@ -285,10 +290,10 @@ fn decode_there<P: Backend, S: Backend, T>(
 ) -> Result<()> {
     let (mut spans, mut outputs) = (Vec::new(), Vec::new());
     for span in batch {
-        let &mut Span { inputs, predict_from, n_top, .. } = span;
+        let &mut Span { inputs, predict_from, drafts_from, n_top, .. } = span;
         if let Some(stream) = there(span.stream) {
             let predictions = std::mem::take(&mut span.predictions);
-            spans.push(Span { stream, inputs, predict_from, n_top, predictions });
+            spans.push(Span { stream, inputs, predict_from, drafts_from, n_top, predictions });
             outputs.push(&mut span.predictions);
         }
     }

@@ -130,6 +130,9 @@ pub struct Span<'a, S> {
     pub inputs: &'a [u32],
     /// Predictions are made after the inputs from this index on (a prompt needs only the last).
     pub predict_from: usize,
+    /// Inputs from this index on are guesses: predictions after the first one that is not what was predicted before it need no
+    /// lists.
+    pub drafts_from: usize,
     /// How many of the likeliest tokens each prediction lists; 1 is the fast path.
     pub n_top: usize,
     /// Out: one prediction for each of `inputs[predict_from..]`.
@@ -180,6 +183,11 @@ pub trait Backend: Sized + Send {
     /// its audio has to be fed to a new one.
     fn is_lost(&self, _: &Self::Stream) -> bool {
         false
+    }
+
+    /// Positions for which a decoder pass reads the weights once, at most.
+    fn max_rows(&self) -> usize {
+        MAX_REWIND
     }
 
     /// Bytes of weights that one decoder pass reads.

@@ -37,10 +37,7 @@ use self::transcribe::transcribe_all;
 
 const FAILED: u8 = 1;
 const INTERRUPTED: u8 = 130;
-/// Inputs worked on at a time: on a GPU as many as leave room for prompts in a pass of 64 rows, on CPUs, where a pass costs by
-/// the row, a few.
-#[cfg(cuda_kernels)]
-const GPU_BATCH: usize = 48;
+/// Inputs worked on at a time on CPUs, where a pass costs by the row.
 const CPU_BATCH: usize = 4;
 /// Decoder positions of a minute, which is what room is made for; where inputs are longer, fewer are open when memory runs out.
 const USUAL_POSITIONS: usize = 800;
@@ -87,7 +84,9 @@ fn work(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyho
                 // without any the first one has it told why
                 Gpus::All => (0..voxtral::backend::cuda::count().max(1)).collect(),
             };
-            run(load::<Cuda>(options, &ordinals)?, options, batch, interrupted, GPU_BATCH)
+            let engines = load::<Cuda>(options, &ordinals)?;
+            let best = gpu_batch(&engines);
+            run(engines, options, batch, interrupted, best)
         }
         #[cfg(not(cuda_kernels))]
         Device::Cuda(_) => anyhow::bail!(
@@ -165,10 +164,22 @@ fn report_error(error: &anyhow::Error) {
 fn run_on_any(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
     #[cfg(cuda_kernels)]
     match voxtral::backend::cuda::probe(0) {
-        Ok(()) => return run(load::<Handover<Cuda, Cpu>>(options, &[0])?, options, batch, interrupted, GPU_BATCH),
+        Ok(()) => {
+            let engines = load::<Handover<Cuda, Cpu>>(options, &[0])?;
+            let best = gpu_batch(&engines);
+            return run(engines, options, batch, interrupted, best);
+        }
         Err(reason) => tracing::debug!("no GPU: {reason}"),
     }
     run(load::<Cpu>(options, &[0])?, options, batch, interrupted, CPU_BATCH)
+}
+
+/// Inputs worked on at a time on GPUs: as many as a pass has rows, or, where those are few, three quarters of them, which leaves
+/// room for prompts.
+#[cfg(cuda_kernels)]
+fn gpu_batch<B: Backend>(engines: &[Engine<B>]) -> usize {
+    let rows = engines.iter().map(|engine| engine.backend().max_rows()).min().unwrap_or(1);
+    if rows > 64 { rows } else { rows * 3 / 4 }
 }
 
 /// Loads the model onto a backend, on each of these devices at a time.

@@ -8,7 +8,6 @@
 use std::time::Duration;
 
 use super::session::DueSpan;
-use crate::backend::MAX_REWIND;
 
 /// How far ahead tokens are guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,8 +19,6 @@ pub enum Draft {
     Fixed(usize),
 }
 
-/// Rows that all backends do in one go.
-pub const MAX_ROWS: usize = MAX_REWIND;
 /// Rows of a pass that is to be short.
 pub const HURRIED_ROWS: usize = 16;
 /// Rows that prompts get even where steps alone fill a pass.
@@ -62,7 +59,7 @@ impl Acceptance {
 }
 
 /// Rows up to which measurements are put together.
-const BUCKETS: [usize; 12] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, MAX_ROWS];
+const BUCKETS: [usize; 14] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
 /// Passes after which a measurement is too old to be believed.
 const MEMORY: u64 = 256;
 /// A pass has at most so many times the rows of those that were measured.
@@ -77,7 +74,7 @@ pub struct PassCosts {
 }
 
 impl PassCosts {
-    /// Learns from a pass. More rows than a backend does in one go say nothing, nor does the first pass, which may have
+    /// Learns from a pass. More rows than any backend does in one go say nothing, nor does the first pass, which may have
     /// to wait for weights.
     pub fn record(&mut self, n_rows: usize, time: Duration) {
         self.n_passes += 1;
@@ -198,6 +195,7 @@ fn drafts(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::MAX_REWIND;
 
     fn span(max_drafts: usize) -> (DueSpan, Acceptance) {
         (DueSpan { n_certain: 1, max_drafts }, Acceptance::default())
@@ -212,10 +210,10 @@ mod tests {
         let mut costs = PassCosts::default();
         let mut n_drafts = Vec::new();
         for _ in 0..100 {
-            n_drafts = allot(Draft::Auto, &costs, spans, MAX_ROWS).iter().map(|share| share.n_drafts).collect();
+            n_drafts = allot(Draft::Auto, &costs, spans, MAX_REWIND).iter().map(|share| share.n_drafts).collect();
             let rows: usize =
                 spans.iter().map(|(span, _)| span.n_certain).sum::<usize>() + n_drafts.iter().sum::<usize>();
-            assert!(rows <= MAX_ROWS.max(spans.len()));
+            assert!(rows <= MAX_REWIND.max(spans.len()));
             costs.record(rows, Duration::from_secs_f64(cost(rows)));
         }
         n_drafts
@@ -252,7 +250,7 @@ mod tests {
     fn prompts_take_the_room_beside_steps() {
         let prompt = (DueSpan { n_certain: 39, max_drafts: 20 }, Acceptance::default());
         let rows = |spans: &[_]| {
-            let shares = allot(Draft::Fixed(3), &PassCosts::default(), spans, MAX_ROWS);
+            let shares = allot(Draft::Fixed(3), &PassCosts::default(), spans, MAX_REWIND);
             shares.into_iter().map(|share| (share.n_certain, share.n_drafts)).collect::<Vec<_>>()
         };
         assert_eq!(rows(&[span(2), prompt]), [(1, 2), (39, 3)]);
@@ -274,7 +272,7 @@ mod tests {
             }
             costs
         };
-        let wanted = |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)], MAX_ROWS)[0].n_drafts;
+        let wanted = |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)], MAX_REWIND)[0].n_drafts;
         assert_eq!(wanted(acceptance), 0);
         (0..50).for_each(|_| acceptance.record(0, 0));
         assert!(wanted(acceptance) > 0);

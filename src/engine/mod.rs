@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use draft::Draft;
-use draft::{HURRIED_ROWS, MAX_ROWS, PassCosts, allot};
+use draft::{HURRIED_ROWS, PassCosts, allot};
 pub use guard::{Gap, GapGuard, LevelFeed, SecondLook};
 pub use session::{Alternative, Event, Session, SessionOptions, Token, TokenKind};
 use session::{Segment, Shared};
@@ -284,7 +284,8 @@ impl<B: Backend> Engine<B> {
             return Ok(false);
         }
         let spans: Vec<_> = due.iter().map(|(span, session)| (*span, session.acceptance)).collect();
-        let shares = allot(self.draft, &self.costs, &spans, if self.hurried { HURRIED_ROWS } else { MAX_ROWS });
+        let max_rows = if self.hurried { HURRIED_ROWS } else { self.backend.max_rows() };
+        let shares = allot(self.draft, &self.costs, &spans, max_rows);
         // prompts that found no room wait
         let (mut due, shares): (Vec<_>, Vec<_>) =
             due.into_iter().zip(shares).filter(|(_, share)| share.n_certain > 0).unzip();

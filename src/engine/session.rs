@@ -486,6 +486,7 @@ impl<B: Backend> Session<B> {
             stream: segment.stream.as_mut().expect("due for a span"),
             inputs: &segment.inputs[..segment.n_span],
             predict_from: if whole { n - 1 } else { segment.n_span },
+            drafts_from: n,
             n_top: self.n_top,
             predictions: Vec::with_capacity(1 + n_drafts),
         };

@@ -47,6 +47,7 @@ fn definition(engine: &mut Engine<Fake>, samples: &[f32], delay: Delay) -> Vec<u
                 stream: &mut stream,
                 inputs: &inputs,
                 predict_from: inputs.len() - 1,
+                drafts_from: inputs.len(),
                 n_top: 1,
                 predictions: vec![],
             };

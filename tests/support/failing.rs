@@ -65,6 +65,10 @@ impl<B: Backend> Backend for Failing<B> {
         self.backend.rewind(stream, position);
     }
 
+    fn max_rows(&self) -> usize {
+        self.backend.max_rows()
+    }
+
     fn decoder_bytes(&self) -> u64 {
         self.backend.decoder_bytes()
     }

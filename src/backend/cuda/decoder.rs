@@ -1,4 +1,4 @@
-//! The decoder: spans of positions of any number of streams, in passes of up to [`PASS_ROWS`] rows, each of them one launch of
+//! The decoder: spans of positions of any number of streams, in passes of up to [`MAX_ROWS`] rows, each of them one launch of
 //! a kernel that goes through all layers (`kernels/decoder.cu`). Tokens, positions and addresses are read from a table on
 //! the device.
 
@@ -15,11 +15,11 @@ use super::Tracer;
 use super::cublaslt::Library;
 use super::device::{Address, Buffer, Device, Pinned, bytes_of, bytes_of_mut};
 use super::launch::{Kernels, NO_ROW, Row};
-use super::library_pass::{LibraryPasses, Widths};
+use super::library_pass::{self, LibraryPasses, Widths};
 use super::pass::{self, Group, HEAD_DIM, MAX_LAYERS, MAX_ROWS, Pass, PassKernels, PassLayer, Phases, SPLITS};
 use super::stream::CudaStream;
 use super::weights::{Loader, padded};
-use crate::backend::{CudaOptions, MAX_REWIND, Prediction, Products, Span, passes, predict};
+use crate::backend::{CudaOptions, Prediction, Products, Span, passes, predict};
 use crate::model::Weights;
 use crate::model::params::{Params, TransformerParams};
 use crate::model::weights::{LayerWeights, Tensor};
@@ -27,10 +27,6 @@ use crate::{Error, Result};
 
 /// GPU memory that is left for activations and streams when it is decided how many layers fit.
 const WORKING_BYTES: usize = 2 << 30;
-
-/// Positions of one pass.
-pub const PASS_ROWS: usize = MAX_REWIND;
-const _: () = assert!(PASS_ROWS <= MAX_ROWS);
 
 pub struct Decoder {
     params: Params,
@@ -54,9 +50,9 @@ pub struct Decoder {
     whole_passes: bool,
     /// Whether the best tokens come from the pass, not from all logits.
     logits_fused: bool,
-    /// Positions of one pass, at most.
-    pass_rows: usize,
-    /// `[PASS_ROWS, vocab]`, allocated when alternatives are asked for.
+    /// Whether positions of a stream share passes.
+    prefill: bool,
+    /// `[MAX_ROWS, vocab]`, allocated when alternatives are asked for.
     logits: Option<Buffer>,
 }
 
@@ -254,7 +250,7 @@ impl Decoder {
             library,
             whole_passes: options.graphs,
             logits_fused: options.logits_fused,
-            pass_rows: if options.prefill { PASS_ROWS } else { 1 },
+            prefill: options.prefill,
             logits: None,
         })
     }
@@ -262,6 +258,11 @@ impl Decoder {
     /// Whether products are cuBLASLt's.
     pub fn uses_cublaslt(&self) -> bool {
         self.library.is_some()
+    }
+
+    /// Positions of one pass, at most.
+    pub fn max_rows(&self) -> usize {
+        if self.library.is_some() { library_pass::ROWS } else { self.kernels.max_rows() }
     }
 
     /// Bytes of weights that one pass reads.
@@ -290,7 +291,8 @@ impl Decoder {
         if batch.iter().any(|span| span.n_top > 1) || trace.is_on() || !self.logits_fused {
             self.reserve_logits(kernels.device())?;
         }
-        for ranges in passes(batch.iter().map(|span| span.inputs.len()), self.pass_rows) {
+        for ranges in passes(batch.iter().map(|span| span.inputs.len()), if self.prefill { self.max_rows() } else { 1 })
+        {
             let due = batch.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty());
             self.pass(kernels.device(), &mut due.collect::<Vec<_>>(), trace)?;
         }
@@ -317,42 +319,49 @@ impl Decoder {
     ) -> Result<()> {
         let vocab = self.params.vocab_size;
         let (n_rows, n_wanted) = self.fill(pass);
-        let n_top = pass.iter().map(|(span, _)| span.n_top).max().unwrap_or(1);
-        let all_logits = n_top > 1 || trace.is_on() || !self.logits_fused;
+        let all_logits = pass.iter().any(|(span, _)| span.n_top > 1) || trace.is_on() || !self.logits_fused;
         // SAFETY: both blocks have that size, and the host's is not written to before the pass is over.
         unsafe { device.upload(self.scratch.input.address(), self.scratch.host.as_slice())? };
         self.launch(device, n_rows, n_wanted, all_logits, trace)?;
         self.n_sent += self.layers.iter().filter(|layer| matches!(layer.matrices, Place::Host(_))).count() as u64;
 
-        let mut logits = Vec::new();
-        if all_logits && n_wanted > 0 {
-            let (from, width) = match (&self.library, &self.int8_head) {
-                (Some(library), None) => (library.logits.address(), library.widths.n_vocab()),
-                _ => (self.logits.as_ref().expect("reserved").address(), vocab),
-            };
-            logits = vec![0f32; n_wanted * width];
-            // SAFETY: the buffer holds MAX_ROWS rows of that width.
-            unsafe { device.download(bytes_of_mut(&mut logits), from)? };
-            if width > vocab {
-                logits = logits.chunks_exact(width).flat_map(|row| &row[..vocab]).copied().collect();
-            }
-            trace.values("logits", 0, &logits, vocab);
-        }
         let best = &mut self.scratch.best_host.as_mut_slice()[..n_wanted];
         // SAFETY: the device's block is as large. This also waits for the pass.
         unsafe { device.download(bytes_of_mut(best), self.scratch.best.address())? };
+        let best = &*best;
 
-        let wanted = pass
-            .iter()
-            .flat_map(|(span, inputs)| inputs.clone().filter(|&i| i >= span.predict_from).map(|_| span.n_top));
-        let rows: Vec<_> = wanted.zip(best.iter()).enumerate().collect();
-        // lists take a core half a millisecond a row
         let logits_fused = self.logits_fused;
+        let n_tops = listed(pass, best);
+        let read = |&n_top: &usize| n_top > 1 || !logits_fused || trace.is_on();
+        let wanted: Vec<bool> = n_tops.iter().map(read).collect();
+        let (from, width) = match (&self.library, &self.int8_head) {
+            (Some(library), None) => (library.logits.address(), library.widths.n_vocab()),
+            _ => (self.logits.as_ref().map_or(0, Buffer::address), vocab),
+        };
+        let mut logits = vec![0f32; wanted.iter().filter(|&&wanted| wanted).count() * width];
+        let (mut row, mut rest) = (0, logits.as_mut_slice());
+        for run in wanted.chunk_by(|a, b| a == b) {
+            if run[0] {
+                let to = rest.split_off_mut(..run.len() * width).expect("counted");
+                // SAFETY: the buffer holds MAX_ROWS rows of that width.
+                unsafe { device.download(bytes_of_mut(to), from + (row * width * 4) as u64)? };
+            }
+            row += run.len();
+        }
+        if trace.is_on() {
+            let rows: Vec<f32> = logits.chunks_exact(width).flat_map(|row| &row[..vocab]).copied().collect();
+            trace.values("logits", 0, &rows, vocab);
+        }
+        let mut read = logits.chunks_exact(width);
+        let rows = n_tops.iter().zip(wanted).zip(best);
+        let rows = rows.map(|((&n_top, wanted), &best)| (n_top, if wanted { read.next() } else { None }, best));
+        let rows: Vec<_> = rows.collect();
+        // lists take a core half a millisecond a row
         let predictions: Result<Vec<Prediction>> = rows
             .into_par_iter()
             .with_min_len(if all_logits { 1 } else { MAX_ROWS })
-            .map(|(row, (n_top, &best))| match logits.get(row * vocab..(row + 1) * vocab) {
-                Some(logits) if n_top > 1 || !logits_fused => predict(logits, n_top),
+            .map(|(n_top, logits, best)| match logits {
+                Some(logits) if n_top > 1 || !logits_fused => predict(&logits[..vocab], n_top),
                 _ => Ok(Prediction { id: top1(best)?, top: Vec::new() }),
             })
             .collect();
@@ -430,7 +439,9 @@ impl Decoder {
             scale: super::softmax_scale(d),
             max_chunks: pass::max_chunks(d) as i32,
             sum_bytes: 0,
+            exchange_bytes: 0,
             stages: 0,
+            x_stages: 0,
             phase_begin: 0,
             phase_end: 0,
             final_norm: self.norm.address(),
@@ -580,6 +591,22 @@ fn n_resident(device: &Device, p: &Params, head: usize, layer: usize, cache_byte
         }
     };
     Ok((room / layer).min(p.decoder.n_layers))
+}
+
+/// How many of the likeliest tokens are listed after each row of the head; `best` are the rows' largest keys.
+fn listed(pass: &[(&mut Span<'_, CudaStream>, Range<usize>)], best: &[u64]) -> Vec<usize> {
+    let mut n_tops = Vec::with_capacity(best.len());
+    for (span, inputs) in pass {
+        let mut right = true;
+        for i in span.predict_from.clamp(inputs.start, inputs.end)..inputs.end {
+            let (next, best) = (i + 1, best[n_tops.len()]);
+            n_tops.push(if right { span.n_top } else { 1 });
+            if next >= span.drafts_from && next < inputs.end {
+                right &= top1(best).is_ok_and(|id| id == span.inputs[next]);
+            }
+        }
+    }
+    n_tops
 }
 
 /// The id in a row's largest key; see `ranking_key` in `kernels/decoder.cuh`.

@@ -84,6 +84,8 @@ pub struct Device {
     pooled: bool,
     /// Whether a kernel may start before the one before it has ended.
     overlaps: bool,
+    /// Compute capability.
+    capability: (i32, i32),
 }
 
 /// GPUs of this machine that the driver shows; none where there is no driver.
@@ -162,13 +164,22 @@ impl Device {
         let capability = context.compute_capability().map_err(failed("cannot ask for the GPU's capability"))?;
         let overlaps = capability >= FIRST_OVERLAPPING;
         let n_multiprocessors = n as u32;
-        Ok(Arc::new(Self { context, stream, modules, name, n_multiprocessors, shared_bytes, pooled, overlaps }))
+        Ok(Arc::new(Self {
+            context,
+            stream,
+            modules,
+            name,
+            n_multiprocessors,
+            shared_bytes,
+            pooled,
+            overlaps,
+            capability,
+        }))
     }
 
-    /// Whether kernels with the instructions of compute capability 9.0 must be there.
-    #[cfg(all(test, feature = "gpu-tests"))]
+    /// Whether there are kernels with the instructions that only compute capability 9.0 has.
     pub fn has_hopper_kernels(&self) -> bool {
-        cfg!(hopper_kernels) && self.context.compute_capability().unwrap() == (9, 0)
+        cfg!(hopper_kernels) && self.capability == (9, 0)
     }
 
     /// Makes this GPU the calling thread's; every entry into the backend does that first.

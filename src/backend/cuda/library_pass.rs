@@ -1,7 +1,7 @@
 //! A decoder pass whose products are a library's: a chain of small kernels (`kernels/decoder_steps.cu`), products and the
 //! attention of `kernels/decoder.cu`. It is there to compare with, and for GPUs on which the library is faster.
 //!
-//! All products have [`MAX_ROWS`] rows, however many are in use; reading the weights is what takes the time.
+//! All products have [`ROWS`] rows, however many are in use; reading the weights is what takes the time.
 
 #[cfg(all(test, feature = "gpu-tests"))]
 mod tests;
@@ -22,6 +22,9 @@ use crate::model::weights::{LayerWeights, Tensor};
 
 /// Widths of matrices and rows in memory are multiples of this.
 const ALIGN: usize = 64;
+/// Rows of a pass, at most.
+pub const ROWS: usize = 64;
+const _: () = assert!(ROWS <= MAX_ROWS);
 /// Shapes remembered.
 const MAX_GRAPHS: usize = 64;
 
@@ -96,7 +99,7 @@ pub struct LibraryPasses {
     attended_rows: Buffer,
     gates: Buffer,
     activated: Buffer,
-    /// `[MAX_ROWS, n_vocab]`, of the last pass
+    /// `[ROWS, n_vocab]`, of the last pass
     pub logits: Buffer,
     /// By rows, rows of the head, and whether the pass's own logits are asked for.
     graphs: HashMap<(usize, usize, bool), Graph>,
@@ -160,7 +163,7 @@ impl Widths {
 
 impl LibraryPasses {
     /// Chooses the library's algorithms. `layers` and `head` are where the matrices will be, and `residual` is the residual
-    /// stream of [`MAX_ROWS`] rows, which is overwritten.
+    /// stream of at least [`ROWS`] rows, which is overwritten.
     pub fn new(
         device: &Arc<Device>,
         mut library: Library,
@@ -171,7 +174,7 @@ impl LibraryPasses {
         use_graphs: bool,
     ) -> Result<Self> {
         let layout = widths.layer();
-        let zeros = |width: usize, size: usize| device.alloc_zeros(MAX_ROWS * width * size);
+        let zeros = |width: usize, size: usize| device.alloc_zeros(ROWS * width * size);
         let (normed, qkv_rows) = (zeros(widths.k_dim, 2)?, zeros(widths.n_qkv, 4)?);
         let (attended_rows, gates) = (zeros(widths.k_attended, 2)?, zeros(widths.n_hidden, 4)?);
         let (activated, logits) = (zeros(widths.k_hidden, 2)?, zeros(widths.n_vocab, 4)?);
@@ -181,7 +184,7 @@ impl LibraryPasses {
                 None => vec![head],
             };
             // SAFETY: layers, the output matrix and the rows just made have these sizes.
-            unsafe { library.product(Shape { m: MAX_ROWS, n, k, adds }, &w, x.address(), out) }
+            unsafe { library.product(Shape { m: ROWS, n, k, adds }, &w, x.address(), out) }
         };
         let qkv = product(widths.n_qkv, widths.k_dim, false, Some(0), &normed, qkv_rows.address())?;
         let wo = product(widths.n_dim, widths.k_attended, true, Some(layout.wo), &attended_rows, residual)?;
@@ -294,7 +297,7 @@ impl LibraryPasses {
         let phases = Phases { n_layers: pass.n_layers as usize };
         let (rows, index) = (n_rows as u32, kernels.index(n_rows));
         let wide = |width: i32| (width as u32).div_ceil(256);
-        // SAFETY: as promised by the caller; the rows made in `new` have MAX_ROWS rows of the widths used.
+        // SAFETY: as promised by the caller; the rows made in `new` have ROWS rows of the widths used.
         unsafe {
             let run = |kernel: &Kernel, grid: [u32; 2], steps: &Steps| {
                 self.device.launch(kernel, [grid[0], grid[1], 1], 256, 0, steps)

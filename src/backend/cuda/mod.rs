@@ -179,6 +179,10 @@ impl Backend for Cuda {
         Some(free / 10 * 9 / CudaStream::n_bytes(&p.encoder, &p.decoder, n_positions))
     }
 
+    fn max_rows(&self) -> usize {
+        self.decoder.max_rows()
+    }
+
     fn decoder_bytes(&self) -> u64 {
         self.decoder.n_bytes() as u64
     }

@@ -14,7 +14,7 @@ pub const HEAD_DIM: usize = 128;
 /// Cache positions of an attention unit.
 pub const CHUNK: usize = 256;
 /// Rows of a pass, at most.
-pub const MAX_ROWS: usize = 64;
+pub const MAX_ROWS: usize = 128;
 /// Slices of k in which two products are summed.
 pub const SPLITS: usize = 2;
 /// Phases of a layer.
@@ -26,20 +26,53 @@ const UNIT_ROWS: usize = 16;
 const MAX_CHUNKS: usize = 64;
 const THREADS: u32 = 384;
 const STAGE_BYTES: u32 = 16 << 10;
+/// 64 k of a tile of weights, and of a row.
+const PIECE_BYTES: u32 = 2048;
+const ROW_PIECE_BYTES: u32 = 128;
+/// Bytes of the barriers of wide kernels.
+const WIDE_BARRIER_BYTES: u32 = 512;
 const MAX_STAGES: u32 = 12;
-const SHARED_BYTES: u32 = 3072;
+const SHARED_BYTES: u32 = 5120;
 /// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
 const ROOMY_SUM_BYTES: u32 = 64 << 10;
 const ROOMY_STAGES: u32 = 8;
-/// Kernels, with an output matrix of 16 bits and of 8, by the rows that they take, with the bytes of sums that wait to be added at
-/// least.
-const KERNELS: [([&str; 2], usize, u32); 5] = [
-    (["decoder_pass_1", "decoder_pass_int8_1"], 8, 24 << 10),
-    (["decoder_pass_2", "decoder_pass_int8_2"], 16, 24 << 10),
-    (["decoder_pass_4", "decoder_pass_int8_4"], 32, 32 << 10),
-    (["decoder_pass_5", "decoder_pass_int8_5"], 40, 32 << 10),
-    (["decoder_pass_8", "decoder_pass_int8_8"], 64, 32 << 10),
+/// A pass's kernel in `kernels/decoder.cu`.
+struct Variant {
+    /// With an output matrix of 16 bits and of 8.
+    names: [&'static str; 2],
+    max_rows: usize,
+    /// For sums that wait to be added, at least.
+    sum_bytes: u32,
+    /// Pieces of x under way in wide kernels (`kernels/decoder_wide.cuh`), which only Hopper has; 0 in the others. They come
+    /// from L2, which takes long to answer.
+    x_stages: u32,
+}
+
+const VARIANTS: [Variant; 7] = [
+    Variant { names: ["decoder_pass_1", "decoder_pass_int8_1"], max_rows: 8, sum_bytes: 24 << 10, x_stages: 0 },
+    Variant { names: ["decoder_pass_2", "decoder_pass_int8_2"], max_rows: 16, sum_bytes: 24 << 10, x_stages: 0 },
+    Variant { names: ["decoder_pass_4", "decoder_pass_int8_4"], max_rows: 32, sum_bytes: 32 << 10, x_stages: 0 },
+    Variant { names: ["decoder_pass_5", "decoder_pass_int8_5"], max_rows: 40, sum_bytes: 32 << 10, x_stages: 0 },
+    Variant {
+        names: ["decoder_pass_wide_8", "decoder_pass_int8_wide_8"],
+        max_rows: 64,
+        sum_bytes: 16 << 10,
+        x_stages: 8,
+    },
+    Variant { names: ["decoder_pass_8", "decoder_pass_int8_8"], max_rows: 64, sum_bytes: 32 << 10, x_stages: 0 },
+    Variant {
+        names: ["decoder_pass_wide_16", "decoder_pass_int8_wide_16"],
+        max_rows: 128,
+        sum_bytes: 16 << 10,
+        x_stages: 7,
+    },
 ];
+
+impl Variant {
+    fn is_wide(&self) -> bool {
+        self.x_stages > 0
+    }
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -75,7 +108,9 @@ pub struct Pass {
     pub scale: f32,
     pub max_chunks: i32,
     pub sum_bytes: i32,
+    pub exchange_bytes: i32,
     pub stages: i32,
+    pub x_stages: i32,
     pub phase_begin: i32,
     pub phase_end: i32,
     pub final_norm: Address,
@@ -135,7 +170,44 @@ struct PassKernel {
     grid: u32,
     shared_bytes: u32,
     sum_bytes: u32,
+    exchange_bytes: u32,
     stages: u32,
+    x_stages: u32,
+}
+
+impl PassKernel {
+    fn new(device: &Arc<Device>, variant: &Variant, int8_head: bool) -> Result<Self> {
+        let kernel = device.kernel(DECODER, variant.names[usize::from(int8_head)], 0)?;
+        let clusters = kernel.cluster_width()? > 1;
+        let x_stages = variant.x_stages;
+        let (x_bytes, stage_bytes, most) = match variant.is_wide() {
+            true => (WIDE_BARRIER_BYTES + x_stages * variant.max_rows as u32 * ROW_PIECE_BYTES, PIECE_BYTES, u32::MAX),
+            false => (0, STAGE_BYTES, MAX_STAGES),
+        };
+        // two exchanges of every other tile's sums, of which narrow kernels have eight parts
+        let tile_bytes = variant.max_rows as u32 * 64;
+        let exchange_bytes = |sum_bytes: u32| match (clusters, variant.is_wide()) {
+            (false, _) => 0,
+            (true, false) => sum_bytes / 4,
+            (true, true) => (sum_bytes / tile_bytes).div_ceil(2) * 2 * tile_bytes,
+        };
+        let fixed = |sum_bytes: u32| SHARED_BYTES + sum_bytes + exchange_bytes(sum_bytes) + x_bytes;
+        let stages = |sum_bytes| (device.shared_bytes.saturating_sub(fixed(sum_bytes)) / stage_bytes).min(most);
+        let roomy = !variant.is_wide() && variant.max_rows > 16 && stages(ROOMY_SUM_BYTES) >= ROOMY_STAGES;
+        let sum_bytes = if roomy { ROOMY_SUM_BYTES } else { variant.sum_bytes };
+        let stages = stages(sum_bytes);
+        if stages < 2 {
+            return unsupported(format!("{} has too little shared memory", device.name));
+        }
+        let shared_bytes = fixed(sum_bytes) + stages * stage_bytes;
+        kernel.allow_shared(shared_bytes)?;
+        let grid = device.resident_blocks(&kernel, THREADS, shared_bytes)?;
+        if grid < SPLITS as u32 {
+            return unsupported(format!("{} has too few multiprocessors", device.name));
+        }
+        let exchange_bytes = exchange_bytes(sum_bytes);
+        Ok(Self { kernel, max_rows: variant.max_rows, grid, shared_bytes, sum_bytes, exchange_bytes, stages, x_stages })
+    }
 }
 
 /// One kernel for each range of row counts; results are the same in all that hold the rows.
@@ -176,28 +248,14 @@ pub fn check(p: &TransformerParams) -> Result<()> {
 impl PassKernels {
     /// With `int8_head` the output matrix is the one in 8 bits.
     pub fn new(device: &Arc<Device>, int8_head: bool) -> Result<Self> {
-        let kernel = |&(names, max_rows, sum_bytes): &([&'static str; 2], usize, u32)| {
-            let name = names[usize::from(int8_head)];
-            let kernel = device.kernel(DECODER, name, 0)?;
-            let clusters = kernel.cluster_width()? > 1;
-            let fixed = |sum_bytes: u32| SHARED_BYTES + sum_bytes + if clusters { sum_bytes / 4 } else { 0 };
-            let stages =
-                |sum_bytes| (device.shared_bytes.saturating_sub(fixed(sum_bytes)) / STAGE_BYTES).min(MAX_STAGES);
-            let roomy = max_rows > 16 && stages(ROOMY_SUM_BYTES) >= ROOMY_STAGES;
-            let sum_bytes = if roomy { ROOMY_SUM_BYTES } else { sum_bytes };
-            let (fixed, stages) = (fixed(sum_bytes), stages(sum_bytes));
-            if stages < 2 {
-                return unsupported(format!("{} has too little shared memory", device.name));
-            }
-            let shared_bytes = fixed + stages * STAGE_BYTES;
-            kernel.allow_shared(shared_bytes)?;
-            let grid = device.resident_blocks(&kernel, THREADS, shared_bytes)?;
-            if grid < SPLITS as u32 {
-                return unsupported(format!("{} has too few multiprocessors", device.name));
-            }
-            Ok(PassKernel { kernel, max_rows, grid, shared_bytes, sum_bytes, stages })
-        };
-        Ok(Self { device: device.clone(), kernels: KERNELS.iter().map(kernel).collect::<Result<_>>()? })
+        let has = |variant: &&Variant| !variant.is_wide() || device.has_hopper_kernels();
+        let kernels = VARIANTS.iter().filter(has).map(|variant| PassKernel::new(device, variant, int8_head));
+        Ok(Self { device: device.clone(), kernels: kernels.collect::<Result<_>>()? })
+    }
+
+    /// Rows of a pass, at most.
+    pub fn max_rows(&self) -> usize {
+        self.kernels.iter().map(|k| k.max_rows).max().unwrap_or(0)
     }
 
     /// Which kernel takes so many rows.
@@ -211,10 +269,13 @@ impl PassKernels {
     /// All addresses in `pass` that the phases use must be those of allocations large enough for the shapes given, and stay
     /// allocated until the kernel has run.
     pub unsafe fn launch(&self, index: usize, pass: &Pass, phases: Range<usize>) -> Result<()> {
-        let PassKernel { kernel, grid, shared_bytes, sum_bytes, stages, .. } = &self.kernels[index];
+        let PassKernel { kernel, grid, shared_bytes, sum_bytes, exchange_bytes, stages, x_stages, .. } =
+            &self.kernels[index];
         let pass = Pass {
             sum_bytes: *sum_bytes as i32,
+            exchange_bytes: *exchange_bytes as i32,
             stages: *stages as i32,
+            x_stages: *x_stages as i32,
             phase_begin: phases.start as i32,
             phase_end: phases.end as i32,
             ..*pass

@@ -163,7 +163,8 @@ struct Arguments {
     #[arg(long, value_name = "N|auto", env = "VOX_DRAFT", hide_env = true, default_value = "auto", value_parser = draft)]
     draft: Draft,
 
-    /// Inputs worked on at a time, in passes that they share; auto is 48 on a GPU, 4 on CPUs, fewer where memory is short
+    /// Inputs worked on at a time, in passes that they share; auto is 128 on Hopper GPUs, 48
+    /// on others, 4 on CPUs, fewer where memory is short
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = batch)]
     batch: BatchArgument,
 

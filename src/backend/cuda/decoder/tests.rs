@@ -404,6 +404,27 @@ fn check_phases(b: &Bench<'_>, input: &Input, index: usize, what: &str) -> Vec<u
     bits
 }
 
+/// The bits of the logits of one of the streams, whose rings are as a pass with all of them has left them.
+fn logits_alone(b: &Bench<'_>, input: &Input, span: usize) -> Vec<u32> {
+    let first: usize = input.spans[..span].iter().map(|(_, n)| n).sum();
+    let mut rows = input.rows[first..][..input.spans[span].1].to_vec();
+    let mut n_wanted = 0;
+    for row in rows.iter_mut().filter(|row| row.head_row != NO_ROW) {
+        row.head_row = n_wanted;
+        n_wanted += 1;
+    }
+    let most = pass::group_rows(&b.params());
+    let group = |first: usize| Group { first: first as i32, n: most.min(rows.len() - first) as i32 };
+    let groups: Vec<_> = (0..rows.len()).step_by(most).map(group).collect();
+    write_table(b.device(), &b.decoder.scratch, &rows, &groups, n_wanted as usize);
+    let head = Phases { n_layers: N_LAYERS }.head();
+    // SAFETY: as in `check_phases`.
+    unsafe { b.decoder.kernels.launch(b.decoder.kernels.index(rows.len()), &b.decoder.parameters(true), 0..head.end) }
+        .unwrap();
+    let logits = b.decoder.logits.as_ref().unwrap().address();
+    b.floats(logits, n_wanted as usize * b.decoder.params.vocab_size).into_iter().map(f32::to_bits).collect()
+}
+
 fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
     let kernels = device();
     let device = kernels.device();
@@ -454,7 +475,7 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
         library: None,
         whole_passes: true,
         logits_fused: true,
-        pass_rows: MAX_ROWS,
+        prefill: true,
         logits: None,
     };
     decoder.reserve_logits(device).unwrap();
@@ -468,14 +489,17 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
         norm: &norm,
         isa: Isa::available()[0],
     };
-    for spans in passes {
+    let max_rows = b.decoder.kernels.max_rows();
+    for spans in passes.iter().filter(|spans| spans.iter().map(|(_, n)| n).sum::<usize>() <= max_rows) {
         let input = b.new_input(spans, &mut random);
         let first = b.decoder.kernels.index(input.rows.len());
         // every kernel that holds the rows, on rings as the one before has left them
-        let runs: Vec<_> = (first..=b.decoder.kernels.index(MAX_ROWS))
+        let runs: Vec<_> = (first..=b.decoder.kernels.index(max_rows))
             .map(|index| check_phases(&b, &input, index, &format!("{dim} {spans:?}, kernel {index}")))
             .collect();
         assert!(runs.iter().all(|bits| *bits == runs[0]), "{dim} {spans:?}: not the bits of the other kernels");
+        let alone: Vec<u32> = (0..spans.len()).flat_map(|span| logits_alone(&b, &input, span)).collect();
+        assert!(alone == runs[0], "{dim} {spans:?}: not the bits of each stream alone");
     }
 }
 
@@ -498,6 +522,9 @@ fn every_phase_is_what_the_cpu_computes_at_odd_widths() {
             &[(100, 8), (9, 32)],
             &[(511, 20), (0, 20), (3, 23)],
             &[(1023, 64)],
+            &[(1000, 65)],
+            &[(511, 40), (0, 63), (3, 24)],
+            &[(300, 64), (77, 1), (9000, 63)],
         ],
     );
 }
@@ -512,7 +539,10 @@ fn every_phase_is_what_the_cpu_computes_with_all_heads_sharing_one() {
 fn every_phase_is_what_the_cpu_computes_over_many_chunks() {
     // K of w2 is more than a warp keeps of x at once; rings of 1280 slots
     let case = Case { dim: 512, hidden_dim: 9300, vocab_size: 1000, n_heads: 8, n_kv_heads: 2, window: 1100 };
-    check_case(case, &[&[(2300, 1)], &[(1500, 3), (40, 5), (1791, 9)], &[(1030, 33), (0, 31)]]);
+    check_case(
+        case,
+        &[&[(2300, 1)], &[(1500, 3), (40, 5), (1791, 9)], &[(1030, 33), (0, 31)], &[(1790, 60), (3000, 41)]],
+    );
 }
 
 /// Times of whole passes at the real model's size, whose weights are random numbers made here: no checkpoint is needed.
@@ -565,7 +595,7 @@ fn times_of_full_size_passes() {
         library: None,
         whole_passes: true,
         logits_fused: true,
-        pass_rows: MAX_ROWS,
+        prefill: true,
         logits: None,
     };
     let int8_kernels = PassKernels::new(device, true).unwrap();
@@ -573,7 +603,7 @@ fn times_of_full_size_passes() {
     let n_phases = Phases { n_layers: p.n_layers }.head().end;
     let ffn_scale = put(device, &vec![1f32; p.n_layers * p.dim]);
     let audio = put(device, &Random::new(2).spread(MAX_ROWS * p.dim, (-6.0, -4.0)));
-    let time = |what: &str, spans: &[(usize, usize)], kernels: &PassKernels| {
+    let time_with = |what: &str, spans: &[(usize, usize)], kernels: &PassKernels, index: usize| {
         let n_slots = spans.iter().map(|(position, n)| position + n).max().unwrap().next_multiple_of(CHUNK);
         let rings: Vec<_> = spans.iter().map(|_| filled(p.n_layers * 2 * n_slots * p.kv_dim() * 2)).collect();
         let (mut rows, mut groups) = (Vec::new(), Vec::new());
@@ -601,7 +631,7 @@ fn times_of_full_size_passes() {
             let start = std::time::Instant::now();
             // SAFETY: the scratch memory holds every row, and rings and matrices have the sizes that the parameters say.
             unsafe {
-                kernels.launch(kernels.index(rows.len()), &pass, 0..n_phases).unwrap();
+                kernels.launch(index, &pass, 0..n_phases).unwrap();
                 device.download(bytes_of_mut(&mut best), decoder.scratch.best.address()).unwrap();
             }
             start.elapsed().as_secs_f64() * 1e3
@@ -611,14 +641,20 @@ fn times_of_full_size_passes() {
         assert!(best.iter().all(|&best| top1(best).is_ok()), "{what}: not finite");
         println!("{what}: {:.3} ms, from {:.3} to {:.3}", times[20], times[2], times[38]);
     };
+    let time = |what: &str, spans: &[(usize, usize)], kernels: &PassKernels| {
+        time_with(what, spans, kernels, kernels.index(spans.iter().map(|(_, n)| n).sum()));
+    };
     for position in [64, 1170, 2300] {
         time(&format!("step at {position} positions"), &[(position, 1)], &decoder.kernels);
         time(&format!("step at {position} positions, head in 8 bits"), &[(position, 1)], &int8_kernels);
     }
-    for n in [2, 4, 8, 9, 16, 32, 40, 64] {
-        time(&format!("{n} rows of one stream"), &[(64, n)], &decoder.kernels);
+    let kernels = &decoder.kernels;
+    for n in [2, 4, 8, 9, 16, 32, 40, 64, 96, 128].into_iter().filter(|&n| n <= kernels.max_rows()) {
+        for index in kernels.index(n)..=kernels.index(kernels.max_rows()) {
+            time_with(&format!("{n} rows of one stream, kernel {index}"), &[(64, n)], kernels, index);
+        }
     }
-    for n in [8, 32] {
+    for n in [8, 32, 64, 96].into_iter().filter(|&n| n <= kernels.max_rows()) {
         time(&format!("{n} streams"), &vec![(64, 1); n], &decoder.kernels);
         time(&format!("{n} streams, head in 8 bits"), &vec![(64, 1); n], &int8_kernels);
     }

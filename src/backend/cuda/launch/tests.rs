@@ -299,7 +299,10 @@ fn tiles_have_every_number_in_its_place() {
             let n = first_row + row;
             let n = if half < 0 { row_offset + n } else { n / 8 * 16 + half as usize * 8 + n % 8 };
             for i in 0..columns {
-                expected[(n / 16 * (k / 32) + i / 32) * 512 + n % 16 * 32 + i % 32] = wide[row * columns + i];
+                let step = (n / 16 * (k / 32) + i / 32) * 2 + i % 8 / 4;
+                let lane = n % 8 * 4 + i % 32 / 8;
+                let register = i % 4 / 2 * 2 + n % 16 / 8;
+                expected[step * 256 + lane * 8 + register * 2 + i % 2] = wide[row * columns + i];
             }
         }
         assert!(bits(device, &destination) == expected, "{rows} x {columns}, half {half}");
