@@ -10,6 +10,7 @@
 
 #![allow(clippy::needless_range_loop)] // tile indices run over several arrays at once
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::current_num_threads;
@@ -77,7 +78,10 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
         products.iter().map(|p| p.weight.shape()[0]).sum::<usize>() / (TASKS_PER_THREAD * current_num_threads());
     let cols = (TASK_BYTES / (2 * k)).max(share.min(STRIP_COLS)).next_multiple_of(GROUP_COLS).clamp(GROUP_COLS, 1008);
     let tiles = row_tiles(isa, m);
-    let packed = if m > 1 { pack(x, k, &tiles) } else { Vec::new() };
+    let mut packed = PACKED.take();
+    if m > 1 {
+        pack(x, k, &tiles, &mut packed);
+    }
     let x = if m > 1 { packed.as_ptr().cast() } else { x.as_ptr() };
     let mut tasks = Vec::new();
     for product in products {
@@ -96,9 +100,26 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
     }
     // SAFETY: the asserts above make every pointer valid for the extents in its task; tasks write disjoint columns.
     match tasks.as_slice() {
-        [task] => unsafe { run(isa, task, &mut Vec::new()) },
-        tasks => tasks.par_iter().for_each_init(Vec::new, |totals, task| unsafe { run(isa, task, totals) }),
+        [task] => unsafe { run_with_scratch(isa, task) },
+        tasks => tasks.par_iter().for_each(|task| unsafe { run_with_scratch(isa, task) }),
     }
+    PACKED.set(packed);
+}
+
+thread_local! {
+    // Memory that a thread's products use again, since allocating so much so often leaves holes: inputs as tiles read them,
+    // and totals.
+    static PACKED: Cell<Vec<Vector>> = const { Cell::new(Vec::new()) };
+    static TOTALS: Cell<Vec<Vector>> = const { Cell::new(Vec::new()) };
+}
+
+/// # Safety
+/// As for [`run`].
+unsafe fn run_with_scratch(isa: Isa, task: &Task<'_>) {
+    let mut totals = TOTALS.take();
+    // SAFETY: as promised by the caller.
+    unsafe { run(isa, task, &mut totals) };
+    TOTALS.set(totals);
 }
 
 /// As few tiles as hold so many rows, all about the same; the first has the most.
@@ -115,10 +136,10 @@ struct Vector([f32; LANES]);
 
 const ZEROS: Vector = Vector([0.0; LANES]);
 
-/// Input rows in the order in which tiles read them, `[row tile][k / LANES][row]`, with zeros behind `k`.
-fn pack(x: &[f32], k: usize, tiles: &[RowTile]) -> Vec<Vector> {
+/// Puts input rows into `packed` in the order in which tiles read them, `[row tile][k / LANES][row]`, with zeros behind `k`.
+fn pack(x: &[f32], k: usize, tiles: &[RowTile], packed: &mut Vec<Vector>) {
     let vectors = k.div_ceil(LANES);
-    let mut packed = vec![ZEROS; x.len() / k * vectors];
+    packed.resize(x.len() / k * vectors, ZEROS);
     let mut rest = packed.as_mut_slice();
     let parts = tiles.iter().map(|tile| {
         let (own, others) = std::mem::take(&mut rest).split_at_mut(tile.rows * vectors);
@@ -133,7 +154,9 @@ fn pack(x: &[f32], k: usize, tiles: &[RowTile]) -> Vec<Vector> {
                 place.0 = *vector;
             }
             if !last.is_empty() {
-                packed[(vectors - 1) * tile.rows + row].0[..last.len()].copy_from_slice(last);
+                let place = &mut packed[(vectors - 1) * tile.rows + row];
+                *place = ZEROS;
+                place.0[..last.len()].copy_from_slice(last);
             }
         }
     };
@@ -142,7 +165,6 @@ fn pack(x: &[f32], k: usize, tiles: &[RowTile]) -> Vec<Vector> {
     } else {
         parts.collect::<Vec<_>>().into_par_iter().for_each(pack_tile);
     }
-    packed
 }
 
 for_each_isa! {
