@@ -1,6 +1,5 @@
-// Products of the decoder's pass for many rows. What limits these is no longer device memory but what a multiprocessor can
-// take from L2, where the rows' inputs are: so warps share out tiles and rows instead of k, and a block reads x once for all of
-// its tiles, through shared memory.
+// Products of the decoder's pass for many rows. The kernels for fewer read all rows' inputs again for every few tiles; here
+// warps share out tiles and rows instead of k, and a block reads x once for all of its tiles, through shared memory.
 //
 // Bits are those of the kernels for fewer rows, whose eight warps take every eighth piece of k and are added in their order: a
 // warp here goes through the pieces of the first of those, then of the second and so on, and adds the sum of each to the total.

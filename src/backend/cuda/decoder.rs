@@ -348,7 +348,7 @@ impl Decoder {
             }
             row += run.len();
         }
-        if trace.is_on() {
+        if trace.is_on() && n_wanted > 0 {
             let rows: Vec<f32> = logits.chunks_exact(width).flat_map(|row| &row[..vocab]).copied().collect();
             trace.values("logits", 0, &rows, vocab);
         }

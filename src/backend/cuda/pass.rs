@@ -36,6 +36,9 @@ const SHARED_BYTES: u32 = 5120;
 /// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
 const ROOMY_SUM_BYTES: u32 = 64 << 10;
 const ROOMY_STAGES: u32 = 8;
+/// Tiles of a stage of weights in wide kernels, at most.
+const WIDE_TILES: u32 = 12;
+
 /// A pass's kernel in `kernels/decoder.cu`.
 struct Variant {
     /// With an output matrix of 16 bits and of 8.
@@ -43,8 +46,7 @@ struct Variant {
     max_rows: usize,
     /// For sums that wait to be added, at least.
     sum_bytes: u32,
-    /// Pieces of x under way in wide kernels (`kernels/decoder_wide.cuh`), which only Hopper has; 0 in the others. They come
-    /// from L2, which takes long to answer.
+    /// Pieces of x under way in wide kernels (`kernels/decoder_wide.cuh`), which only Hopper has; 0 in the others.
     x_stages: u32,
 }
 
@@ -180,9 +182,14 @@ impl PassKernel {
         let kernel = device.kernel(DECODER, variant.names[usize::from(int8_head)], 0)?;
         let clusters = kernel.cluster_width()? > 1;
         let x_stages = variant.x_stages;
-        let (x_bytes, stage_bytes, most) = match variant.is_wide() {
-            true => (WIDE_BARRIER_BYTES + x_stages * variant.max_rows as u32 * ROW_PIECE_BYTES, PIECE_BYTES, u32::MAX),
-            false => (0, STAGE_BYTES, MAX_STAGES),
+        // wide kernels count places for single tiles
+        let (stage_bytes, least, most) = match variant.is_wide() {
+            true => (PIECE_BYTES, 2 * WIDE_TILES, u32::MAX),
+            false => (STAGE_BYTES, 2, MAX_STAGES),
+        };
+        let x_bytes = match variant.is_wide() {
+            true => WIDE_BARRIER_BYTES + x_stages * variant.max_rows as u32 * ROW_PIECE_BYTES,
+            false => 0,
         };
         // two exchanges of every other tile's sums, of which narrow kernels have eight parts
         let tile_bytes = variant.max_rows as u32 * 64;
@@ -196,7 +203,7 @@ impl PassKernel {
         let roomy = !variant.is_wide() && variant.max_rows > 16 && stages(ROOMY_SUM_BYTES) >= ROOMY_STAGES;
         let sum_bytes = if roomy { ROOMY_SUM_BYTES } else { variant.sum_bytes };
         let stages = stages(sum_bytes);
-        if stages < 2 {
+        if stages < least {
             return unsupported(format!("{} has too little shared memory", device.name));
         }
         let shared_bytes = fixed(sum_bytes) + stages * stage_bytes;
