@@ -7,7 +7,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::{Backend, BackendOptions, EncodeChunk, Prediction, Span, TraceSink};
+use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Prediction, Span, TraceSink};
 use crate::model::params::FRAMES_PER_TOKEN;
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};
@@ -21,6 +21,8 @@ pub(crate) struct Fake {
     pub fails_at: Vec<u64>,
     /// Streams that there is memory for.
     pub max_streams: usize,
+    /// Rows of a pass.
+    pub max_rows: usize,
     streams: Arc<()>,
     /// Calls of `decode` so far, and of `encode` and `decode`.
     pub n_passes: usize,
@@ -108,6 +110,10 @@ impl Backend for Fake {
         stream.lost
     }
 
+    fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
     fn decoder_bytes(&self) -> u64 {
         0
     }
@@ -123,6 +129,7 @@ impl Fake {
             lost_at: Vec::new(),
             fails_at: Vec::new(),
             max_streams: usize::MAX,
+            max_rows: MAX_REWIND,
             streams: Arc::new(()),
             n_passes: 0,
             n_calls: 0,

@@ -158,6 +158,12 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
         }
     }
 
+    /// Each goes over on its own, which a device that is gone has both do.
+    fn beside(&self) -> Result<Option<Self>> {
+        let Some(first) = self.first.as_ref().filter(|_| !self.failed) else { return Ok(None) };
+        Ok(first.beside()?.map(|first| Self::new(first, &self.weights, &self.options)))
+    }
+
     /// As long as other streams are on the first backend its failure to open one more is an error, not a reason to turn
     /// to the second: there may be room when one of them has ended.
     fn open(&mut self, delay: Delay) -> Result<Self::Stream> {

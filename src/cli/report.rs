@@ -114,7 +114,8 @@ pub fn print_work(scheduler: &Scheduler, n_engines: usize, wall: Duration) {
     let peak = peak.map_or(String::new(), |kb| format!(", {} MB of memory at most", kb / 1000));
     let gpu = scheduler.device_memory();
     let gpu = gpu.map_or(String::new(), |bytes| format!(", {} MB of GPU memory", bytes / 1_000_000));
-    say(format_args!("Batch: {} at a time{peak}{gpu}\n", scheduler.max_open()));
+    let each = if n_engines > 1 { format!(" on each of {n_engines} engines") } else { String::new() };
+    say(format_args!("Batch: {} at a time{each}{peak}{gpu}\n", scheduler.max_open()));
 }
 
 /// Shows work as symbols.

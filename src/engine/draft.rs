@@ -20,7 +20,7 @@ pub enum Draft {
 }
 
 /// Rows of a pass that is to be short.
-pub const HURRIED_ROWS: usize = 16;
+const HURRIED_ROWS: usize = 16;
 /// Rows that prompts get even where steps alone fill a pass.
 const PROMPT_ROWS: usize = 8;
 /// Numbers of drafts that are considered, and how many of them are right in the usual case: Jacobi iteration on English
@@ -121,23 +121,43 @@ pub struct Share {
     pub n_drafts: usize,
 }
 
-/// Rows for each of these spans, in one pass of at most `max_rows`, or more where there are more steps. Steps come first,
-/// then prompts, cut to what is left but for a few rows, then drafts.
-pub fn allot(draft: Draft, costs: &PassCosts, spans: &[(DueSpan, Acceptance)], max_rows: usize) -> Vec<Share> {
-    let n_steps = spans.iter().filter(|(span, _)| span.n_certain == 1).count();
-    let mut room = max_rows.saturating_sub(n_steps).max(PROMPT_ROWS);
+/// Rows for each of these spans, in one pass of at most `max_rows`. Prompts get what steps leave, and a few rows in any case:
+/// steps that find no room beside those wait, others in every pass. What is left then are drafts. If `hurried`, prompts and
+/// drafts don't make the pass longer than [`HURRIED_ROWS`].
+pub fn allot(
+    draft: Draft,
+    costs: &PassCosts,
+    spans: &[(DueSpan, Acceptance)],
+    max_rows: usize,
+    hurried: bool,
+) -> Vec<Share> {
+    let is_step = |(span, _): &&(DueSpan, Acceptance)| span.n_certain == 1;
+    let n_steps = spans.iter().filter(is_step).count();
+    let wanted: usize = spans.iter().filter(|span| !is_step(span)).map(|(span, _)| span.n_certain).sum();
+    let room = if hurried { max_rows.min(HURRIED_ROWS) } else { max_rows };
+    let for_prompts = room.saturating_sub(n_steps).max(PROMPT_ROWS.min(max_rows.div_ceil(2)));
+    let mut for_prompts = wanted.min(for_prompts);
+    let n_waiting = (n_steps + for_prompts).saturating_sub(max_rows);
+    let first_waiting = costs.n_passes as usize % n_steps.max(1) * n_waiting;
     let mut spans = spans.to_vec();
     let mut shares = Vec::with_capacity(spans.len());
+    let mut n_before = 0;
     for (span, _) in &mut spans {
-        let n_certain = if span.n_certain == 1 { 1 } else { span.n_certain.min(room) };
-        room -= if span.n_certain == 1 { 0 } else { n_certain };
+        let n_certain = if span.n_certain == 1 {
+            n_before += 1;
+            usize::from((n_before + first_waiting) % n_steps >= n_waiting)
+        } else {
+            let n_certain = span.n_certain.min(for_prompts);
+            for_prompts -= n_certain;
+            n_certain
+        };
         if n_certain < span.n_certain {
             span.max_drafts = 0;
         }
         shares.push(Share { n_certain, n_drafts: 0 });
     }
     let n_certain: usize = shares.iter().map(|share| share.n_certain).sum();
-    let n_drafts = drafts(draft, costs, &spans, n_certain, max_rows.saturating_sub(n_certain));
+    let n_drafts = drafts(draft, costs, &spans, n_certain, room.saturating_sub(n_certain));
     shares.iter_mut().zip(n_drafts).for_each(|(share, n)| share.n_drafts = n);
     shares
 }
@@ -210,10 +230,10 @@ mod tests {
         let mut costs = PassCosts::default();
         let mut n_drafts = Vec::new();
         for _ in 0..100 {
-            n_drafts = allot(Draft::Auto, &costs, spans, MAX_REWIND).iter().map(|share| share.n_drafts).collect();
-            let rows: usize =
-                spans.iter().map(|(span, _)| span.n_certain).sum::<usize>() + n_drafts.iter().sum::<usize>();
-            assert!(rows <= MAX_REWIND.max(spans.len()));
+            let shares = allot(Draft::Auto, &costs, spans, MAX_REWIND, false);
+            n_drafts = shares.iter().map(|share| share.n_drafts).collect();
+            let rows = shares.iter().map(|share| share.n_certain + share.n_drafts).sum();
+            assert!(rows <= MAX_REWIND);
             costs.record(rows, Duration::from_secs_f64(cost(rows)));
         }
         n_drafts
@@ -250,14 +270,41 @@ mod tests {
     fn prompts_take_the_room_beside_steps() {
         let prompt = (DueSpan { n_certain: 39, max_drafts: 20 }, Acceptance::default());
         let rows = |spans: &[_]| {
-            let shares = allot(Draft::Fixed(3), &PassCosts::default(), spans, MAX_REWIND);
+            let shares = allot(Draft::Fixed(3), &PassCosts::default(), spans, MAX_REWIND, false);
             shares.into_iter().map(|share| (share.n_certain, share.n_drafts)).collect::<Vec<_>>()
         };
         assert_eq!(rows(&[span(2), prompt]), [(1, 2), (39, 3)]);
         assert_eq!(rows(&[prompt, prompt, prompt, span(0)]), [(39, 3), (24, 0), (0, 0), (1, 0)]);
-        let mut full = vec![span(0); 70];
-        full.push(prompt);
-        assert_eq!(rows(&full)[70], (8, 0));
+    }
+
+    #[test]
+    fn where_steps_fill_a_pass_others_wait_each_time() {
+        let prompt = (DueSpan { n_certain: 39, max_drafts: 20 }, Acceptance::default());
+        let mut costs = PassCosts::default();
+        for (n_steps, max_rows, hurried, for_prompt) in [
+            (70, 64, false, 8),
+            (60, 64, false, 8),
+            (56, 64, true, 8),
+            (20, 64, true, 8),
+            (100, 3, false, 2),
+            (5, 1, false, 1),
+        ] {
+            let mut spans = vec![span(5); n_steps];
+            spans.insert(n_steps / 2, prompt);
+            let mut n_turns = vec![0; n_steps + 1];
+            for _ in 0..200 {
+                let shares = allot(Draft::Auto, &costs, &spans, max_rows, hurried);
+                let n_rows = shares.iter().map(|share| share.n_certain + share.n_drafts).sum();
+                assert!(n_rows <= max_rows && (n_rows == max_rows || hurried), "{n_rows} rows of {max_rows}");
+                assert_eq!(shares[n_steps / 2], Share { n_certain: for_prompt, n_drafts: 0 });
+                assert!(shares.iter().all(|share| share.n_certain > 0 || share.n_drafts == 0));
+                shares.iter().zip(&mut n_turns).for_each(|(share, n)| *n += share.n_certain.min(1));
+                costs.record(n_rows, Duration::from_millis(1));
+            }
+            n_turns.remove(n_steps / 2);
+            let few = 200 * (max_rows - for_prompt) / n_steps;
+            assert!(n_turns.iter().all(|&n| n == 200 || n + 10 >= few), "{n_turns:?}, {few} each");
+        }
     }
 
     #[test]
@@ -272,7 +319,8 @@ mod tests {
             }
             costs
         };
-        let wanted = |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)], MAX_REWIND)[0].n_drafts;
+        let wanted =
+            |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)], MAX_REWIND, false)[0].n_drafts;
         assert_eq!(wanted(acceptance), 0);
         (0..50).for_each(|_| acceptance.record(0, 0));
         assert!(wanted(acceptance) > 0);

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use draft::Draft;
-use draft::{HURRIED_ROWS, PassCosts, allot};
+use draft::{PassCosts, allot};
 pub use guard::{Gap, GapGuard, LevelFeed, SecondLook};
 pub use session::{Alternative, Event, Session, SessionOptions, Token, TokenKind};
 use session::{Segment, Shared};
@@ -143,8 +143,22 @@ impl<B: Backend> Engine<B> {
     pub fn new(backend: B, tokenizer: Tokenizer, params: &Params) -> Self {
         let filters = Arc::new(MelFilters::new(params.n_mels, params.log_mel_max));
         let shared = Arc::new(Shared { tokenizer, filters });
-        let (stats, draft, costs) = (Stats::default(), Draft::default(), PassCosts::default());
+        Self::over(backend, shared, Draft::default())
+    }
+
+    fn over(backend: B, shared: Arc<Shared>, draft: Draft) -> Self {
+        let (stats, costs) = (Stats::default(), PassCosts::default());
         Self { backend, shared, stats, draft, costs, hurried: false, n_put_off: 0 }
+    }
+
+    /// Another that works beside this one, on the same device and with the same copy of the weights; none where nothing is
+    /// gained by it. See [`Backend::beside`].
+    ///
+    /// # Errors
+    /// When the device has no memory for it.
+    pub fn beside(&self) -> Result<Option<Self>> {
+        let backend = self.backend.beside()?;
+        Ok(backend.map(|backend| Self::over(backend, self.shared.clone(), self.draft)))
     }
 
     /// How far ahead tokens are guessed from now on. Never changes what is said.
@@ -284,9 +298,8 @@ impl<B: Backend> Engine<B> {
             return Ok(false);
         }
         let spans: Vec<_> = due.iter().map(|(span, session)| (*span, session.acceptance)).collect();
-        let max_rows = if self.hurried { HURRIED_ROWS } else { self.backend.max_rows() };
-        let shares = allot(self.draft, &self.costs, &spans, max_rows);
-        // prompts that found no room wait
+        let shares = allot(self.draft, &self.costs, &spans, self.backend.max_rows(), self.hurried);
+        // what found no room waits
         let (mut due, shares): (Vec<_>, Vec<_>) =
             due.into_iter().zip(shares).filter(|(_, share)| share.n_certain > 0).unzip();
         let (mut batch, ahead): (Vec<_>, Vec<_>) =

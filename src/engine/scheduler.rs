@@ -171,7 +171,7 @@ struct State {
     /// Jobs that each engine has taken, and what it has done.
     n_taken: Vec<usize>,
     stats: Vec<Stats>,
-    /// Most jobs that were open at a time, over all engines.
+    /// Most jobs that an engine had open at a time.
     max_open: usize,
     /// Most memory that was in use when a job ended, by engine, where devices have their own.
     device_memory: Vec<Option<u64>>,
@@ -303,7 +303,7 @@ impl Scheduler {
         self.shared.lock().device_memory.iter().copied().flatten().reduce(|sum, n| sum + n)
     }
 
-    /// The most jobs that were open at a time.
+    /// The most jobs that an engine had open at a time.
     pub fn max_open(&self) -> usize {
         self.shared.lock().max_open
     }
@@ -704,8 +704,14 @@ mod tests {
             batch in 1usize..6,
             n_engines in 1usize..4,
             eos_in in prop::sample::select(vec![15u64, u64::MAX]),
+            max_rows in prop::sample::select(vec![1usize, 3, 64]),
         ) {
-            let scheduler = scheduler((0..n_engines).map(|_| engine(eos_in)).collect(), batch);
+            let engine_of = |_| {
+                let mut engine = engine(eos_in);
+                engine.backend.max_rows = max_rows;
+                engine
+            };
+            let scheduler = scheduler((0..n_engines).map(engine_of).collect(), batch);
             let mut alone = engine(eos_in);
             let mut expected = HashMap::new();
             for (i, &(n, portion, interval_ms, live)) in jobs.iter().enumerate() {

@@ -29,8 +29,23 @@ use crate::{Error, Result};
 const WORKING_BYTES: usize = 2 << 30;
 
 pub struct Decoder {
-    params: Params,
+    weights: Arc<DecoderWeights>,
+    options: CudaOptions,
     kernels: PassKernels,
+    scratch: Scratch,
+    /// Where the matrices of layers that stay on the host go for a pass.
+    staging: Option<Buffer>,
+    /// Layers sent to the GPU in passes so far.
+    n_sent: u64,
+    /// What runs passes if their products are a library's; matrices are in its order then.
+    library: Option<LibraryPasses>,
+    /// `[MAX_ROWS, vocab]`, allocated when alternatives are asked for.
+    logits: Option<Buffer>,
+}
+
+/// What passes only read; decoders side by side share it.
+struct DecoderWeights {
+    params: Params,
     layers: Vec<Layer>,
     /// Token embeddings and output matrix.
     head: Buffer,
@@ -38,22 +53,7 @@ pub struct Decoder {
     int8_head: Option<Int8Head>,
     norm: Buffer,
     frequencies: Buffer,
-    scratch: Scratch,
     layout: LayerLayout,
-    /// Where the matrices of layers that stay on the host go for a pass.
-    staging: Option<Buffer>,
-    /// Layers sent to the GPU in passes so far.
-    n_sent: u64,
-    /// What runs passes if their products are a library's; matrices are in its order then.
-    library: Option<LibraryPasses>,
-    /// Whether all phases of a pass are one launch.
-    whole_passes: bool,
-    /// Whether the best tokens come from the pass, not from all logits.
-    logits_fused: bool,
-    /// Whether positions of a stream share passes.
-    prefill: bool,
-    /// `[MAX_ROWS, vocab]`, allocated when alternatives are asked for.
-    logits: Option<Buffer>,
 }
 
 /// The output matrix in 8 bits, with a scale for each row.
@@ -226,33 +226,48 @@ impl Decoder {
             let (attention_norm, ffn_norm) = (loader.vector(&w.attention_norm)?, loader.vector(&w.ffn_norm)?);
             layers.push(Layer { attention_norm, ffn_norm, matrices });
         }
-        let scratch = Scratch::new(device, &d)?;
-        let addresses: Vec<_> = layers.iter().map(|layer| layer.address(staging.as_ref())).collect();
-        let library = match (library, widths) {
-            (Some(library), Some(widths)) => {
-                let residual = scratch.residual.address();
-                Some(LibraryPasses::new(device, library, widths, &addresses, head.address(), residual, options.graphs)?)
-            }
-            _ => None,
-        };
-        Ok(Self {
+        let weights = DecoderWeights {
             params: p,
-            kernels: PassKernels::new(device, options.logits_int8)?,
             layers,
             head,
             int8_head,
             norm: loader.vector(&weights.norm)?,
             frequencies: super::frequencies(device, &d)?,
-            scratch,
             layout,
-            staging,
+        };
+        let mut decoder = Self::new(device, Arc::new(weights), options)?;
+        if let (Some(library), Some(widths)) = (library, widths) {
+            let weights = &decoder.weights;
+            let addresses: Vec<_> = weights.layers.iter().map(|layer| layer.address(None)).collect();
+            let (head, residual) = (weights.head.address(), decoder.scratch.residual.address());
+            let passes = LibraryPasses::new(device, library, widths, &addresses, head, residual, options.graphs)?;
+            decoder.library = Some(passes);
+        }
+        decoder.staging = staging;
+        Ok(decoder)
+    }
+
+    /// With all layers on the device, and with this program's products.
+    fn new(device: &Arc<Device>, weights: Arc<DecoderWeights>, options: &CudaOptions) -> Result<Self> {
+        Ok(Self {
+            options: options.clone(),
+            kernels: PassKernels::new(device, options.logits_int8)?,
+            scratch: Scratch::new(device, &weights.params.decoder)?,
+            staging: None,
             n_sent: 0,
-            library,
-            whole_passes: options.graphs,
-            logits_fused: options.logits_fused,
-            prefill: options.prefill,
+            library: None,
             logits: None,
+            weights,
         })
+    }
+
+    /// Another with the same weights, whose work goes to that opening of the GPU; none where passes are not this program's
+    /// alone, or need layers from the host.
+    pub fn beside(&self, device: &Arc<Device>) -> Result<Option<Self>> {
+        if self.library.is_some() || self.staging.is_some() {
+            return Ok(None);
+        }
+        Self::new(device, self.weights.clone(), &self.options).map(Some)
     }
 
     /// Whether products are cuBLASLt's.
@@ -267,8 +282,8 @@ impl Decoder {
 
     /// Bytes of weights that one pass reads.
     pub fn n_bytes(&self) -> usize {
-        let head = self.int8_head.as_ref().map_or(&self.head, |head| &head.matrix);
-        head.n_bytes() + self.layers.len() * self.layout.n_bytes
+        let head = self.weights.int8_head.as_ref().map_or(&self.weights.head, |head| &head.matrix);
+        head.n_bytes() + self.weights.layers.len() * self.weights.layout.n_bytes
     }
 
     /// Layers sent to the GPU in passes so far.
@@ -281,18 +296,18 @@ impl Decoder {
         for span in batch.iter_mut() {
             assert!(span.inputs.len() <= span.stream.n_waiting(), "inputs without audio embeddings");
             assert!(
-                span.inputs.iter().all(|&id| (id as usize) < self.params.vocab_size),
+                span.inputs.iter().all(|&id| (id as usize) < self.weights.params.vocab_size),
                 "token id outside the vocabulary"
             );
             span.predictions.clear();
             let end = span.stream.position + span.inputs.len() as u64;
-            span.stream.reserve(kernels.device(), &self.params.decoder, end, MAX_ROWS)?;
+            span.stream.reserve(kernels.device(), &self.weights.params.decoder, end, MAX_ROWS)?;
         }
-        if batch.iter().any(|span| span.n_top > 1) || trace.is_on() || !self.logits_fused {
+        if batch.iter().any(|span| span.n_top > 1) || trace.is_on() || !self.options.logits_fused {
             self.reserve_logits(kernels.device())?;
         }
-        for ranges in passes(batch.iter().map(|span| span.inputs.len()), if self.prefill { self.max_rows() } else { 1 })
-        {
+        let max_rows = if self.options.prefill { self.max_rows() } else { 1 };
+        for ranges in passes(batch.iter().map(|span| span.inputs.len()), max_rows) {
             let due = batch.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty());
             self.pass(kernels.device(), &mut due.collect::<Vec<_>>(), trace)?;
         }
@@ -305,8 +320,8 @@ impl Decoder {
     }
 
     fn reserve_logits(&mut self, device: &Arc<Device>) -> Result<()> {
-        if self.logits.is_none() && (self.library.is_none() || self.int8_head.is_some()) {
-            self.logits = Some(device.alloc(MAX_ROWS * self.params.vocab_size * 4)?);
+        if self.logits.is_none() && (self.library.is_none() || self.weights.int8_head.is_some()) {
+            self.logits = Some(device.alloc(MAX_ROWS * self.weights.params.vocab_size * 4)?);
         }
         Ok(())
     }
@@ -317,24 +332,25 @@ impl Decoder {
         pass: &mut [(&mut Span<'_, CudaStream>, Range<usize>)],
         trace: &mut Tracer,
     ) -> Result<()> {
-        let vocab = self.params.vocab_size;
+        let vocab = self.weights.params.vocab_size;
         let (n_rows, n_wanted) = self.fill(pass);
-        let all_logits = pass.iter().any(|(span, _)| span.n_top > 1) || trace.is_on() || !self.logits_fused;
+        let all_logits = pass.iter().any(|(span, _)| span.n_top > 1) || trace.is_on() || !self.options.logits_fused;
         // SAFETY: both blocks have that size, and the host's is not written to before the pass is over.
         unsafe { device.upload(self.scratch.input.address(), self.scratch.host.as_slice())? };
         self.launch(device, n_rows, n_wanted, all_logits, trace)?;
-        self.n_sent += self.layers.iter().filter(|layer| matches!(layer.matrices, Place::Host(_))).count() as u64;
+        let is_sent = |layer: &&Layer| matches!(layer.matrices, Place::Host(_));
+        self.n_sent += self.weights.layers.iter().filter(is_sent).count() as u64;
 
         let best = &mut self.scratch.best_host.as_mut_slice()[..n_wanted];
         // SAFETY: the device's block is as large. This also waits for the pass.
         unsafe { device.download(bytes_of_mut(best), self.scratch.best.address())? };
         let best = &*best;
 
-        let logits_fused = self.logits_fused;
+        let logits_fused = self.options.logits_fused;
         let n_tops = listed(pass, best);
         let read = |&n_top: &usize| n_top > 1 || !logits_fused || trace.is_on();
         let wanted: Vec<bool> = n_tops.iter().map(read).collect();
-        let (from, width) = match (&self.library, &self.int8_head) {
+        let (from, width) = match (&self.library, &self.weights.int8_head) {
             (Some(library), None) => (library.logits.address(), library.widths.n_vocab()),
             _ => (self.logits.as_ref().map_or(0, Buffer::address), vocab),
         };
@@ -375,8 +391,8 @@ impl Decoder {
 
     /// Writes the pass's table into the host block; how many rows there are, and how many predictions are asked for.
     fn fill(&mut self, pass: &[(&mut Span<'_, CudaStream>, Range<usize>)]) -> (usize, usize) {
-        let row_bytes = padded(self.params.decoder.dim) * 4;
-        let most = pass::group_rows(&self.params.decoder);
+        let row_bytes = padded(self.weights.params.decoder.dim) * 4;
+        let most = pass::group_rows(&self.weights.params.decoder);
         let (mut rows, mut groups) = (Vec::with_capacity(MAX_ROWS), Vec::with_capacity(MAX_ROWS));
         let mut n_wanted = 0;
         for (span, inputs) in pass {
@@ -411,11 +427,11 @@ impl Decoder {
     }
 
     fn parameters(&self, all_logits: bool) -> Pass {
-        let (d, s) = (&self.params.decoder, &self.scratch);
-        let layout = &self.layout;
+        let (d, s) = (&self.weights.params.decoder, &self.scratch);
+        let layout = &self.weights.layout;
         let input = s.input.address();
         let mut layers = [PassLayer::default(); MAX_LAYERS];
-        for (to, layer) in layers.iter_mut().zip(&self.layers) {
+        for (to, layer) in layers.iter_mut().zip(&self.weights.layers) {
             let at = |offset: usize| layer.address(self.staging.as_ref()) + offset as u64;
             *to = PassLayer {
                 wqkv: at(0),
@@ -432,7 +448,7 @@ impl Decoder {
             n_heads: d.n_heads as i32,
             n_kv_heads: d.n_kv_heads as i32,
             hidden: d.hidden_dim as i32,
-            vocab: self.params.vocab_size as i32,
+            vocab: self.weights.params.vocab_size as i32,
             n_layers: d.n_layers as i32,
             window: d.sliding_window as i32,
             eps: d.norm_eps,
@@ -444,11 +460,11 @@ impl Decoder {
             x_stages: 0,
             phase_begin: 0,
             phase_end: 0,
-            final_norm: self.norm.address(),
-            head: self.head.address(),
-            head_int8: self.int8_head.as_ref().map_or(0, |head| head.matrix.address()),
-            head_scales: self.int8_head.as_ref().map_or(0, |head| head.scales.address()),
-            frequencies: self.frequencies.address(),
+            final_norm: self.weights.norm.address(),
+            head: self.weights.head.address(),
+            head_int8: self.weights.int8_head.as_ref().map_or(0, |head| head.matrix.address()),
+            head_scales: self.weights.int8_head.as_ref().map_or(0, |head| head.scales.address()),
+            frequencies: self.weights.frequencies.address(),
             shape: input,
             groups: input + GROUPS_AT as u64,
             rows: input + ROWS_AT as u64,
@@ -477,7 +493,7 @@ impl Decoder {
         all_logits: bool,
         trace: &mut Tracer,
     ) -> Result<()> {
-        let d = &self.params.decoder;
+        let d = &self.weights.params.decoder;
         let pass = self.parameters(all_logits);
         let phases = Phases { n_layers: d.n_layers };
         let index = self.kernels.index(n_rows);
@@ -487,7 +503,7 @@ impl Decoder {
             return unsafe { library.launch(&self.kernels, &pass, [n_rows, n_wanted], &self.scratch.residual, trace) };
         }
         let run = |index: usize, phases: Range<usize>| {
-            let n_each = if self.whole_passes { phases.len().max(1) } else { 1 };
+            let n_each = if self.options.graphs { phases.len().max(1) } else { 1 };
             phases.step_by(n_each).try_for_each(|first| {
                 // SAFETY: the scratch memory holds MAX_ROWS rows of every width used here, the rows' addresses are those of
                 // open streams whose rings hold their positions, and matrices have the sizes that the parameters say.
@@ -502,7 +518,7 @@ impl Decoder {
             return run(head_index, first..last);
         }
         run(index, phases.embed())?;
-        for (i, layer) in self.layers.iter().enumerate() {
+        for (i, layer) in self.weights.layers.iter().enumerate() {
             if let (Place::Host(matrices), Some(staging)) = (&layer.matrices, &self.staging) {
                 // SAFETY: both have a layer's size. The host's is never written to again, and the copy waits for the layer
                 // before, as all work on the GPU's stream does.
@@ -522,7 +538,7 @@ impl Decoder {
 
     /// Traces the head's input. What the kernel keeps of it lacks a factor of each row.
     fn trace_norm(&self, n: usize, trace: &mut Tracer) -> Result<()> {
-        let (d, device) = (&self.params.decoder, trace.device.clone());
+        let (d, device) = (&self.weights.params.decoder, trace.device.clone());
         let mut rows = vec![0u16; MAX_ROWS * columns(d.dim)];
         // SAFETY: that is the buffer's size.
         unsafe { device.download(bytes_of_mut(&mut rows), self.scratch.normed.address())? };

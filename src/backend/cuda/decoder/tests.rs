@@ -2,6 +2,7 @@
 //! phase reads is taken from the GPU just before it runs, so every phase answers for itself.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::super::pass::CHUNK;
 use super::super::test_data::{Random, assert_rows, device, f16_of, put};
@@ -83,7 +84,7 @@ fn write_table(device: &Device, scratch: &Scratch, rows: &[Row], groups: &[Group
 
 impl Bench<'_> {
     fn params(&self) -> TransformerParams {
-        self.decoder.params.decoder
+        self.decoder.weights.params.decoder
     }
 
     fn device(&self) -> &Arc<Device> {
@@ -208,7 +209,7 @@ impl Bench<'_> {
                     ffn_scale: scale_on_gpu.address(),
                     position: (position + i) as u32,
                     n_slots: n_slots as u32,
-                    token: (row * 7919 % self.decoder.params.vocab_size) as u32,
+                    token: (row * 7919 % self.decoder.weights.params.vocab_size) as u32,
                     head_row: if wanted { input.n_wanted as u32 } else { NO_ROW },
                 });
                 input.n_wanted += usize::from(wanted);
@@ -250,7 +251,7 @@ fn check_phases(b: &Bench<'_>, input: &Input, index: usize, what: &str) -> Vec<u
     let p = b.params();
     let (dim, q_dim, kv_dim) = (p.dim, p.q_dim(), p.kv_dim());
     let (n, n_slots, scratch) = (input.rows.len(), input.n_slots, &b.decoder.scratch);
-    let vocab = b.decoder.params.vocab_size;
+    let vocab = b.decoder.weights.params.vocab_size;
     let pass = b.decoder.parameters(true);
     let phases = Phases { n_layers: N_LAYERS };
     let run = |phases: Range<usize>| {
@@ -422,7 +423,7 @@ fn logits_alone(b: &Bench<'_>, input: &Input, span: usize) -> Vec<u32> {
     unsafe { b.decoder.kernels.launch(b.decoder.kernels.index(rows.len()), &b.decoder.parameters(true), 0..head.end) }
         .unwrap();
     let logits = b.decoder.logits.as_ref().unwrap().address();
-    b.floats(logits, n_wanted as usize * b.decoder.params.vocab_size).into_iter().map(f32::to_bits).collect()
+    b.floats(logits, n_wanted as usize * b.decoder.weights.params.vocab_size).into_iter().map(f32::to_bits).collect()
 }
 
 fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
@@ -460,24 +461,16 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
             matrices: Place::Device(matrices),
         }
     };
-    let mut decoder = Decoder {
+    let weights = DecoderWeights {
         params: Params { encoder: p, decoder: p, vocab_size, ada_dim: 8, n_mels: 8, log_mel_max: 1.5 },
-        kernels: PassKernels::new(device, false).unwrap(),
         layers: layers.iter().map(load).collect(),
         head,
         int8_head: Some(int8_head),
         norm: loader.vector(&norm).unwrap(),
         frequencies: super::super::frequencies(device, &p).unwrap(),
-        scratch: Scratch::new(device, &p).unwrap(),
         layout,
-        staging: None,
-        n_sent: 0,
-        library: None,
-        whole_passes: true,
-        logits_fused: true,
-        prefill: true,
-        logits: None,
     };
+    let mut decoder = Decoder::new(device, Arc::new(weights), &CudaOptions::default()).unwrap();
     decoder.reserve_logits(device).unwrap();
     loader.flush().unwrap();
     let b = Bench {
@@ -580,24 +573,16 @@ fn times_of_full_size_passes() {
     let layer =
         |_| Layer { attention_norm: vector(), ffn_norm: vector(), matrices: Place::Device(filled(layout.n_bytes)) };
     let int8_head = Int8Head { matrix: filled(vocab_size * p.dim), scales: put(device, &vec![1e-4f32; vocab_size]) };
-    let decoder = Decoder {
+    let weights = DecoderWeights {
         params: Params { encoder: p, decoder: p, vocab_size, ada_dim: 8, n_mels: 8, log_mel_max: 1.5 },
-        kernels: PassKernels::new(device, false).unwrap(),
         layers: (0..p.n_layers).map(layer).collect(),
         head: filled(matrix_bytes(vocab_size, p.dim)),
         int8_head: Some(int8_head),
         norm: vector(),
         frequencies: super::super::frequencies(device, &p).unwrap(),
-        scratch: Scratch::new(device, &p).unwrap(),
         layout,
-        staging: None,
-        n_sent: 0,
-        library: None,
-        whole_passes: true,
-        logits_fused: true,
-        prefill: true,
-        logits: None,
     };
+    let decoder = Decoder::new(device, Arc::new(weights), &CudaOptions::default()).unwrap();
     let int8_kernels = PassKernels::new(device, true).unwrap();
     let pass = decoder.parameters(false);
     let n_phases = Phases { n_layers: p.n_layers }.head().end;
