@@ -42,6 +42,12 @@ impl<B: Backend> Backend for Rutted<B> {
         Ok(RuttedStream { stream: self.backend.open(delay)?, number: self.n_opened - 1, position: 0 })
     }
 
+    fn fork(&mut self, stream: &Self::Stream) -> Result<Self::Stream> {
+        self.n_opened += 1;
+        let (number, position) = (self.n_opened - 1, stream.position);
+        Ok(RuttedStream { stream: self.backend.fork(&stream.stream)?, number, position })
+    }
+
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, Self::Stream>]) -> Result<()> {
         let chunk = |chunk: &mut EncodeChunk<'_, Self::Stream>| -> Result<()> {
             self.backend.encode(&mut [EncodeChunk { stream: &mut chunk.stream.stream, log_mel: chunk.log_mel }])

@@ -29,6 +29,7 @@ pub(crate) struct Fake {
     pub n_calls: u64,
 }
 
+#[derive(Clone)]
 pub(crate) struct FakeStream {
     embeddings: Vec<u64>,
     /// Hash of everything up to each position.
@@ -57,6 +58,13 @@ impl Backend for Fake {
         }
         let _counted = self.streams.clone();
         Ok(FakeStream { embeddings: Vec::new(), states: Vec::new(), delay, lost: false, _counted })
+    }
+
+    fn fork(&mut self, stream: &FakeStream) -> Result<FakeStream> {
+        if Arc::strong_count(&self.streams) > self.max_streams {
+            return Err(Error::Backend("no memory".into()));
+        }
+        Ok(stream.clone())
     }
 
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, FakeStream>]) -> Result<()> {

@@ -183,6 +183,22 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
         Ok(HandoverStream { place: Place::Second(self.second()?.open(delay)?), delay })
     }
 
+    fn fork(&mut self, stream: &Self::Stream) -> Result<Self::Stream> {
+        let place = match (&stream.place, &mut self.first, &mut self.second) {
+            (Place::First { stream, position, n_encoded_rows, _here }, Some(first), _) if !self.failed => {
+                Place::First {
+                    stream: first.fork(stream)?,
+                    position: *position,
+                    n_encoded_rows: *n_encoded_rows,
+                    _here: _here.clone(),
+                }
+            }
+            (Place::Second(stream), _, Some(second)) => Place::Second(second.fork(stream)?),
+            _ => return Err(Error::Backend("its device is gone".into())),
+        };
+        Ok(HandoverStream { place, delay: stream.delay })
+    }
+
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, Self::Stream>]) -> Result<()> {
         let n_mels = self.weights.params.n_mels;
         if let Some(first) = self.first.as_mut().filter(|_| !self.failed) {

@@ -178,6 +178,12 @@ pub trait Backend: Sized + Send {
     /// A stream at position 0.
     fn open(&mut self, delay: Delay) -> Result<Self::Stream>;
 
+    /// A stream in the same state, which goes its own way from there.
+    ///
+    /// # Errors
+    /// When there is no memory for it, or the stream went with its device.
+    fn fork(&mut self, stream: &Self::Stream) -> Result<Self::Stream>;
+
     /// New mel frames of any number of streams → adapter embeddings, kept on the device.
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, Self::Stream>]) -> Result<()>;
 

@@ -27,6 +27,7 @@
 
 mod draft;
 mod guard;
+mod opening;
 pub mod scheduler;
 mod session;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use std::time::{Duration, Instant};
 pub use draft::Draft;
 use draft::{PassCosts, allot};
 pub use guard::{Gap, GapGuard, LevelFeed, SecondLook};
+use opening::Opening;
 pub use session::{Alternative, Event, Session, SessionOptions, Token, TokenKind};
 use session::{Segment, Shared};
 
@@ -124,6 +126,7 @@ impl std::ops::Sub for Stats {
 pub struct Engine<B: Backend> {
     backend: B,
     shared: Arc<Shared>,
+    opening: Opening<B>,
     stats: Stats,
     draft: Draft,
     costs: PassCosts,
@@ -148,7 +151,7 @@ impl<B: Backend> Engine<B> {
 
     fn over(backend: B, shared: Arc<Shared>, draft: Draft) -> Self {
         let (stats, costs) = (Stats::default(), PassCosts::default());
-        Self { backend, shared, stats, draft, costs, hurried: false, n_put_off: 0 }
+        Self { backend, shared, opening: Opening::default(), stats, draft, costs, hurried: false, n_put_off: 0 }
     }
 
     /// Another that works beside this one, on the same device and with the same copy of the weights; none where nothing is
@@ -199,7 +202,7 @@ impl<B: Backend> Engine<B> {
     /// Opens a session. It is independent of all others.
     pub fn open(&mut self, options: &SessionOptions) -> Result<Session<B>> {
         let delay = options.delay.unwrap_or(self.shared.tokenizer.delay);
-        let segment = self.segment(0, delay)?;
+        let segment = self.segment(0, delay, &[])?;
         Session::new(self.shared.clone(), segment, delay, options)
     }
 
@@ -236,7 +239,7 @@ impl<B: Backend> Engine<B> {
         let mut any = false;
         for session in sessions.iter_mut() {
             if let Some(start) = session.due_restart() {
-                session.restart(self.segment(start, session.delay())?);
+                session.restart(self.segment(start, session.delay(), &[])?);
                 any = true;
             }
         }
@@ -250,8 +253,7 @@ impl<B: Backend> Engine<B> {
                 continue;
             }
             let (start, said) = session.replay_point();
-            let stream = self.backend.open(session.delay())?;
-            session.replay(Segment::new(&self.shared, stream, start, session.delay(), &said));
+            session.replay(self.segment(start, session.delay(), &said)?);
         }
         Ok(())
     }
@@ -347,8 +349,9 @@ impl<B: Backend> Engine<B> {
         Ok(true)
     }
 
-    /// A clean state for the audio from sample `start` on.
-    fn segment(&mut self, start: u64, delay: Delay) -> Result<Segment<B::Stream>> {
-        Ok(Segment::new(&self.shared, self.backend.open(delay)?, start, delay, &[]))
+    /// A clean state for the audio from sample `start` on, whose first tokens are `said` already.
+    fn segment(&mut self, start: u64, delay: Delay, said: &[u32]) -> Result<Segment<B::Stream>> {
+        let (stream, n_done) = self.opening.open(&mut self.backend, &self.shared, delay)?;
+        Ok(Segment::new(&self.shared, stream, n_done, start, delay, said))
     }
 }

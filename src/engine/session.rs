@@ -144,17 +144,19 @@ pub(super) struct Segment<S> {
 }
 
 impl<S> Segment<S> {
-    /// A segment from sample `start` on, whose first tokens are `said` already.
-    pub fn new(shared: &Shared, stream: S, start: u64, delay: Delay, said: &[u32]) -> Self {
+    /// A segment from sample `start` on, whose first tokens are `said` already, on a stream that has done the first `n_done`
+    /// positions of the silence before it.
+    pub fn new(shared: &Shared, stream: S, n_done: usize, start: u64, delay: Delay, said: &[u32]) -> Self {
         let Tokenizer { special, left_pad, .. } = shared.tokenizer;
         let mut inputs = vec![special.bos];
         inputs.resize(1 + left_pad + delay.tokens(), special.streaming_pad);
         inputs.extend(said);
+        inputs.drain(..n_done);
         let n_certain = inputs.len();
         Self {
             stream: Some(stream),
             frontend: Frontend {
-                mel: MelStream::new(shared.filters.clone(), left_pad * SAMPLES_PER_TOKEN),
+                mel: MelStream::new(shared.filters.clone(), (left_pad - n_done) * SAMPLES_PER_TOKEN),
                 start,
                 n_fed: 0,
                 right_pad: delay.tokens() + RIGHT_PAD,
@@ -166,8 +168,8 @@ impl<S> Segment<S> {
             n_certain,
             n_span: 0,
             guesses: Vec::new(),
-            n_encoded: 0,
-            n_decoded: 0,
+            n_encoded: n_done,
+            n_decoded: n_done,
             n_generated: said.len() as u64,
             recent: said.iter().copied().collect(),
         }

@@ -53,6 +53,10 @@ impl<B: Backend> Backend for Failing<B> {
         self.call(|backend| backend.open(delay))
     }
 
+    fn fork(&mut self, stream: &B::Stream) -> Result<B::Stream> {
+        self.call(|backend| backend.fork(stream))
+    }
+
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, B::Stream>]) -> Result<()> {
         self.call(|backend| backend.encode(batch))
     }

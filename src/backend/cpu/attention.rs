@@ -41,6 +41,22 @@ impl KvRing {
         Ok(Self { keys, values, n_kv_heads, head_dim, n_blocks })
     }
 
+    /// A copy of a ring of so many positions so far.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn fork(&self, n_positions: u64) -> Result<Self> {
+        let used = usize::try_from(n_positions).unwrap_or(usize::MAX).div_ceil(LANES).min(self.n_blocks);
+        let copy = |from: &[f32]| {
+            let mut to = zeroed(from.len())?;
+            let stride = from.len() / (self.n_kv_heads * self.n_blocks) * self.n_blocks;
+            let n = stride / self.n_blocks * used;
+            to.chunks_mut(stride).zip(from.chunks(stride)).for_each(|(to, from)| to[..n].copy_from_slice(&from[..n]));
+            Ok(to)
+        };
+        Ok(Self { keys: copy(&self.keys)?, values: copy(&self.values)?, ..*self })
+    }
+
     fn value_width(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
     }

@@ -131,6 +131,21 @@ impl Backend for Cpu {
         })
     }
 
+    fn fork(&mut self, stream: &CpuStream) -> Result<CpuStream> {
+        let forked = |rings: &[KvRing], n| rings.iter().map(|ring| ring.fork(n)).collect::<Result<_>>();
+        Ok(CpuStream {
+            mel_tail: stream.mel_tail.clone(),
+            conv_tail: stream.conv_tail.clone(),
+            encoder: forked(&stream.encoder, stream.n_encoded_rows)?,
+            n_encoded_rows: stream.n_encoded_rows,
+            decoder: forked(&stream.decoder, stream.position)?,
+            position: stream.position,
+            embeddings: stream.embeddings.clone(),
+            first_embedding: stream.first_embedding,
+            ffn_scale: stream.ffn_scale.clone(),
+        })
+    }
+
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, CpuStream>]) -> Result<()> {
         self.in_pool(|inner, trace| inner.encode(batch, trace));
         Ok(())

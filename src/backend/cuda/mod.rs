@@ -169,6 +169,12 @@ impl Backend for Cuda {
         CudaStream::new(self.kernels.device(), &p.encoder, &p.decoder, [p.n_mels, padded(p.encoder.dim)], ffn_scale)
     }
 
+    fn fork(&mut self, stream: &CudaStream) -> Result<CudaStream> {
+        let device = self.kernels.device();
+        device.enter()?;
+        stream.fork(device, &self.weights.params.encoder, &self.weights.params.decoder)
+    }
+
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, CudaStream>]) -> Result<()> {
         self.kernels.device().enter()?;
         self.encoder.encode(&self.kernels, batch, &mut self.trace)

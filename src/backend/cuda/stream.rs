@@ -8,8 +8,8 @@ use half::f16;
 use super::attention::{FEW_TILE, KEYS};
 use super::device::{Address, Buffer, Device, bytes_of_mut};
 use super::pass::{CHUNK, HEAD_DIM};
-use crate::Result;
 use crate::model::params::TransformerParams;
+use crate::{Error, Result};
 
 /// Positions that a fresh decoder ring has room for; it doubles until it holds the window.
 const FIRST_SLOTS: usize = 512;
@@ -77,6 +77,49 @@ impl CudaStream {
             embeddings: VecDeque::new(),
             n_embeddings: 0,
             ffn_scale,
+        })
+    }
+
+    /// A copy, made in the order of the device's work.
+    pub fn fork(&self, device: &Arc<Device>, encoder: &TransformerParams, decoder: &TransformerParams) -> Result<Self> {
+        if self.struck {
+            return Err(Error::Backend("CUDA: a stream that was struck in the middle of an encoder pass".into()));
+        }
+        let copy = |from: &Buffer| {
+            let to = device.alloc(from.n_bytes())?;
+            // SAFETY: both have that size.
+            unsafe { device.copy(to.address(), from.address(), from.n_bytes())? };
+            Ok(to)
+        };
+        // of the first `n` of so many slots, whole rings where all may be in use
+        let copy_slots = |to: &Buffer, from: &Buffer, n_rings: usize, slot_bytes: usize, n: u64| {
+            let stride = from.n_bytes() / n_rings;
+            let n_bytes = usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(slot_bytes).min(stride);
+            // SAFETY: both have so many rings of that stride.
+            unsafe { device.copy_rows([to.address(), from.address()], [stride; 2], n_rings, n_bytes) }
+        };
+        let encoder_ring = device.alloc(self.encoder_ring.n_bytes())?;
+        let (n_rings, slot_bytes) = (2 * encoder.n_layers, encoder.kv_dim() * 2);
+        copy_slots(&encoder_ring, &self.encoder_ring, n_rings, slot_bytes, self.n_encoded_rows)?;
+        // values lie in blocks of 32 slots
+        let decoder_ring = device.alloc_zeros(self.decoder_ring.n_bytes())?;
+        let n_rings = 2 * decoder.n_layers * decoder.n_kv_heads;
+        let used = self.position.next_multiple_of(32);
+        copy_slots(&decoder_ring, &self.decoder_ring, n_rings, HEAD_DIM * 2, used)?;
+        let embeddings =
+            self.embeddings.iter().map(|e| Ok(Embeddings { first: e.first, n: e.n, buffer: copy(&e.buffer)? }));
+        Ok(Self {
+            mel_tail: copy(&self.mel_tail)?,
+            conv_tail: copy(&self.conv_tail)?,
+            encoder_ring,
+            n_encoded_rows: self.n_encoded_rows,
+            struck: false,
+            decoder_ring,
+            n_slots: self.n_slots,
+            position: self.position,
+            embeddings: embeddings.collect::<Result<_>>()?,
+            n_embeddings: self.n_embeddings,
+            ffn_scale: self.ffn_scale.clone(),
         })
     }
 
