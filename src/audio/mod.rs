@@ -49,7 +49,12 @@ impl Channel {
 
 /// Checks that samples are sound: finite and not absurdly large. `index` is that of the first one, for the message.
 pub fn check_samples(samples: &[f32], index: u64) -> Result<()> {
-    match samples.iter().position(|x| x.is_nan() || x.abs() > MAX_SAMPLE) {
+    let is_sound = |x: &f32| x.abs() <= MAX_SAMPLE;
+    // all at once, which is several times as fast as one by one
+    if samples.iter().fold(true, |all, x| all & is_sound(x)) {
+        return Ok(());
+    }
+    match samples.iter().position(|x| !is_sound(x)) {
         Some(i) => Err(Error::InvalidSample { index: index + i as u64, value: samples[i] }),
         None => Ok(()),
     }

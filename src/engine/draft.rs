@@ -172,6 +172,7 @@ fn drafts(
 ) -> Vec<usize> {
     match draft {
         Draft::Fixed(n) => spans.iter().map(|(span, _)| n.min(span.max_drafts)).collect(),
+        Draft::Auto if room == 0 => vec![0; spans.len()],
         Draft::Auto => {
             // steps from level to level, the most profitable rows first; within a stream they come in order
             let mut steps = Vec::new();

@@ -14,6 +14,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
+
 use super::session::Slices;
 use super::{Engine, Event, Session, SessionOptions, Stats};
 use crate::backend::Backend;
@@ -427,7 +429,7 @@ impl<B: Backend> Worker<B> {
             self.take()?;
             self.cancel()?;
             self.admit()?;
-            self.open.iter_mut().for_each(Active::listen);
+            self.listen();
             let stats = self.engine.stats();
             let worked = self.work();
             if self.report_work && worked {
@@ -442,6 +444,15 @@ impl<B: Backend> Worker<B> {
             if !worked && !ended {
                 self.shared.wait(generation);
             }
+        }
+    }
+
+    /// Takes in audio, which for many jobs is work for many cores.
+    fn listen(&mut self) {
+        if self.open.len() < BULK {
+            self.open.iter_mut().for_each(Active::listen);
+        } else {
+            self.open.par_iter_mut().for_each(Active::listen);
         }
     }
 
