@@ -16,6 +16,15 @@ impl Input {
         matches!(self, Self::File(path) if path.is_file())
     }
 
+    /// Its size; what is no file may be endless.
+    pub fn n_bytes(&self) -> u64 {
+        let metadata = match self {
+            Self::File(path) => path.metadata().ok().filter(std::fs::Metadata::is_file),
+            Self::Stdin | Self::Microphone(_) => None,
+        };
+        metadata.map_or(u64::MAX, |metadata| metadata.len())
+    }
+
     /// For messages.
     pub fn name(&self) -> String {
         match self {

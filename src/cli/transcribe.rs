@@ -1,5 +1,6 @@
 //! All inputs through a scheduler: they are read, guarded against gaps, and written in their order or as they end.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -65,11 +66,15 @@ pub fn transcribe_all<B: Backend + 'static>(
     at_a_time: usize,
 ) -> anyhow::Result<u8> {
     let start = Instant::now();
-    let jobs = std::mem::take(&mut batch.jobs);
+    let mut jobs = std::mem::take(&mut batch.jobs);
     let titles = jobs.len() > 1 && options.output.target == Target::Stdout && options.verbosity != Verbosity::Silent;
     let in_order = options.output.target == Target::Stdout && !options.unordered;
     let (delay, decoder_bytes) = (engines[0].default_delay(), engines[0].decoder_bytes());
     let n_engines = engines.len();
+    if !in_order && jobs.len() > at_a_time * n_engines {
+        // what is long begins early, so that the last ones to end are short and passes full until then
+        jobs.sort_by_cached_key(|job| Reverse(job.input.n_bytes()));
+    }
     let window = AHEAD * at_a_time * n_engines;
     let mut client = Client {
         scheduler: Scheduler::start(engines, SchedulerOptions { batch: at_a_time, report_work: options.monitor })?,
