@@ -52,9 +52,9 @@ use crate::model::params::{FRAMES_PER_TOKEN, Params};
 use crate::model::{Delay, Model, Tokenizer};
 
 /// One in so many sessions is to want frames before those that do get them.
-const GATHER: usize = 8;
+const GATHER: usize = 4;
 /// Rounds that they wait, at most.
-const PATIENCE: usize = 4;
+const PATIENCE: usize = 8;
 
 /// What an engine has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -222,7 +222,7 @@ impl<B: Backend> Engine<B> {
     /// As for [`advance`](Self::advance).
     pub fn step(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
         let restarted = self.restart(sessions);
-        let mut encoded = self.encode(sessions, true)?;
+        let mut encoded = self.encode(sessions, !self.hurried)?;
         self.recover(sessions)?;
         let decoded = self.decode(sessions)?;
         self.recover(sessions)?;

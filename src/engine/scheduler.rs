@@ -27,7 +27,7 @@ const PIECES: usize = 16;
 const LIVE_PIECES: usize = 2;
 /// Jobs whose audio is decoded before they have their turn, for each engine.
 const AHEAD: usize = 4;
-/// Open jobs from which on nobody waits for the first words of one: their audio is worked on in long slices, which go faster.
+/// Open jobs from which on nobody waits for the first words of one: their audio is worked on in slices that go fast together.
 const BULK: usize = 8;
 /// Updates that may wait for the client before engines wait for it.
 const UPDATES: usize = 1 << 14;
@@ -583,7 +583,7 @@ impl<B: Backend> Worker<B> {
         let live = self.open.iter().any(|job| job.live);
         let others = match self.open.len() {
             _ if live => Slices::Short,
-            BULK.. => Slices::Long,
+            BULK.. => Slices::Bulk,
             _ => Slices::Growing,
         };
         for job in &mut self.open {

@@ -26,9 +26,11 @@ const MAX_INTERVAL: usize = 60 * SAMPLE_RATE as usize;
 pub(super) const MAX_SLICE: usize = 30 * SAMPLE_RATE as usize;
 /// The stretch that calls take of each of many streams: what an EOS inside it makes useless is not much, and together they
 /// are work enough.
-const LONG_SLICE: usize = 15 * SAMPLE_RATE as usize;
+const BULK_SLICE: usize = 5 * SAMPLE_RATE as usize;
 /// Embeddings made ahead of need where there is audio for them, so that drafts have some.
 const LOOKAHEAD: usize = MAX_REWIND;
+/// The same for one of many streams, which leave each other no room for drafts.
+const BULK_LOOKAHEAD: usize = MAX_REWIND / 2;
 /// Tokens whose audio is kept so that a stream that was lost with its device can be fed again: 15 s, which is what the
 /// encoder looks back on.
 pub(super) const REPLAY: usize = 188;
@@ -234,13 +236,13 @@ impl Frontend {
     /// Takes the next slice of audio, and after the last the silence behind it; whether there was any to take.
     fn feed(&mut self, input: &mut Input, keep_from: u64) -> bool {
         let pending = (input.n_pushed - self.fed_to()) as usize;
-        let gathered = if input.slices == Slices::Long { input.interval.max(LONG_SLICE) } else { input.interval };
+        let gathered = if input.slices == Slices::Bulk { input.interval.max(BULK_SLICE) } else { input.interval };
         let mut fed = false;
         if pending > 0 && (input.finished || pending >= gathered || self.fed_to() < input.flush_to) {
             self.slice = match input.slices {
                 Slices::Short => input.interval,
                 Slices::Growing => (2 * self.slice).min(MAX_SLICE).max(input.interval),
-                Slices::Long => gathered,
+                Slices::Bulk => gathered,
             };
             let n = pending.min(self.slice.max(SAMPLES_PER_TOKEN));
             let first = (self.fed_to() - input.samples_start) as usize;
@@ -276,6 +278,11 @@ struct Input {
 }
 
 impl Input {
+    /// Embeddings to make ahead of need.
+    fn lookahead(&self) -> usize {
+        if self.slices == Slices::Bulk { BULK_LOOKAHEAD } else { LOOKAHEAD }
+    }
+
     /// Drops samples before this index.
     fn forget(&mut self, keep_from: u64) {
         if keep_from > self.samples_start {
@@ -322,8 +329,8 @@ pub(super) enum Slices {
     /// From an interval's worth on always twice as much: first words come soon, and long audio goes fast.
     #[default]
     Growing,
-    /// [`LONG_SLICE`], or all there is: nobody waits for first words.
-    Long,
+    /// [`BULK_SLICE`], or all there is: nobody waits for first words.
+    Bulk,
 }
 
 /// A span that could be decoded now.
@@ -431,7 +438,7 @@ impl<B: Backend> Session<B> {
 
     /// Whether frames to encode are wanted, if the audio for them is there.
     pub(super) fn wants_frames(&self) -> bool {
-        !self.ended && self.due_restart.is_none() && self.segment.n_ahead() < Some(LOOKAHEAD)
+        !self.ended && self.due_restart.is_none() && self.segment.n_ahead() < Some(self.input.lookahead())
     }
 
     /// Makes these frames; whether there are any. The same until [`encoded`](Self::encoded).
@@ -477,7 +484,7 @@ impl<B: Backend> Session<B> {
     pub(super) fn span(&mut self, share: Share) -> (Span<'_, B::Stream>, Option<Ahead<'_>>) {
         let keep_from = self.segment.replay_start();
         let segment = &mut self.segment;
-        let soon = segment.n_ahead() < Some(2 * LOOKAHEAD) && segment.frontend.log_mel.is_empty();
+        let soon = segment.n_ahead() < Some(2 * self.input.lookahead()) && segment.frontend.log_mel.is_empty();
         let (n, n_drafts) = (segment.n_certain, share.n_drafts);
         let whole = share.n_certain == n;
         segment.n_span = if whole { n + n_drafts } else { share.n_certain };
