@@ -177,6 +177,13 @@ proptest! {
 }
 
 #[test]
+fn forked_streams_go_on_as_the_one_they_were_made_of() {
+    let model = Model::open(&tiny_model()).unwrap();
+    let options = BackendOptions { threads: Some(2), ..BackendOptions::default() };
+    support::forks::check(&mut Cpu::load(&model.weights, &options).unwrap(), &model.params);
+}
+
+#[test]
 fn two_sentences_with_six_seconds_of_nothing_between_both_come_out() {
     let mut engine = engine(2);
     let (first, second) = (recording("hibari_intro"), recording("kal_computer"));

@@ -126,6 +126,13 @@ fn engines_side_by_side_on_the_same_weights_say_what_one_says_alone() {
 }
 
 #[test]
+fn forked_streams_go_on_as_the_one_they_were_made_of() {
+    let _alone = alone();
+    support::forks::check(&mut cuda(CudaOptions::default()), &model().params);
+    support::forks::check(&mut cuda(CudaOptions { mempool: false, ..CudaOptions::default() }), &model().params);
+}
+
+#[test]
 fn a_failing_gpu_hands_over_to_the_cpu_without_losing_a_token() {
     let _alone = alone();
     let whole = |name| (recording(name), 6, 2000);

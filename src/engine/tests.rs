@@ -93,6 +93,35 @@ pub(super) fn transcribe(engine: &mut Engine<Fake>, samples: &[f32], options: &S
     (tokens, text)
 }
 
+#[test]
+fn the_silence_before_segments_is_worked_out_once() {
+    let mut engine = engine(u64::MAX);
+    let samples = noise(40_000, 1);
+    let mut frames = |engine: &mut Engine<Fake>, delay_ms| {
+        let before = engine.stats().n_frames;
+        let said = transcribe(engine, &samples, &options(500, delay_ms));
+        (engine.stats().n_frames - before, said)
+    };
+    let (whole, said) = frames(&mut engine, 480);
+    for _ in 0..3 {
+        assert_eq!(frames(&mut engine, 480), (whole - 31 * 8, said.clone()));
+    }
+    // another delay is another beginning
+    let (n_first, other) = frames(&mut engine, 960);
+    assert_ne!(other, said);
+    let (n_second, again) = frames(&mut engine, 960);
+    assert_eq!((n_second, again), (n_first - 31 * 8, other));
+    // where there is memory for one stream only it goes to the one that is used
+    engine.backend.max_streams = 1;
+    assert_eq!(frames(&mut engine, 960).0, n_first);
+    // a stream that was lost with its device is no beginning for others
+    engine.backend.max_streams = usize::MAX;
+    assert_eq!(frames(&mut engine, 480).1, said);
+    engine.backend.lost_at = vec![engine.backend.n_calls + 1];
+    assert_eq!(frames(&mut engine, 480).1, said);
+    assert_eq!(frames(&mut engine, 480), (whole - 31 * 8, said));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
