@@ -93,21 +93,22 @@ impl PassCosts {
     }
 
     /// What a pass of so many rows may cost. Where nothing is known it is what speaks for trying: no more than fewer rows
-    /// cost, but no less than their part of what more rows cost. Many more rows than were ever measured are out of the
-    /// question.
+    /// cost, but no less than their part of what more rows cost. More rows than were ever measured go on as the last two
+    /// measurements rise; many more are out of the question.
     pub fn estimate(&self, n_rows: usize) -> f64 {
-        let mut below = None;
+        let (mut below, mut slope) = (None, 0.0);
         for (rows, time) in BUCKETS.iter().zip(self.times) {
             let Some((time, _)) = time.filter(|(_, at)| self.n_passes - at <= MEMORY) else { continue };
             let (x, at) = (n_rows as f64, *rows as f64);
             if *rows >= n_rows {
                 return below.map_or(0.0, |(_, low): (f64, f64)| low).max(time * x / at);
             }
-            below = Some((*rows as f64, time));
+            slope = below.map_or(0.0, |(rows, low): (f64, f64)| (time - low).max(0.0) / (at - rows));
+            below = Some((at, time));
         }
         match below {
             Some((most, _)) if n_rows as f64 > GROWTH * most => f64::INFINITY,
-            Some((_, time)) => time,
+            Some((most, time)) => time + slope * (n_rows as f64 - most),
             None => 1.0,
         }
     }
@@ -253,6 +254,20 @@ mod tests {
     fn the_best_number_is_found_between_measured_ones() {
         assert_eq!(settle_at(|rows| f64::max(0.15, 0.025 * rows as f64), &[span(63)]), [5]);
         assert_eq!(settle_at(|rows| f64::max(0.15, 0.012 * rows as f64), &[span(63)]), [11]);
+    }
+
+    #[test]
+    fn what_rises_is_not_tried_far_beyond() {
+        let costs = |times: &[(usize, f64)]| {
+            let mut costs = PassCosts::default();
+            times.iter().for_each(|&(rows, time)| costs.record(rows, Duration::from_secs_f64(time)));
+            allot(Draft::Auto, &costs, &[span(63)], MAX_REWIND, false)[0].n_drafts
+        };
+        // the first pass says nothing
+        let cpu = [(1, 9.0), (1, 0.149), (4, 0.171), (16, 0.272)];
+        assert_eq!([2, 3, 4].map(|n| costs(&cpu[..n])), [3, 15, 11]);
+        let gpu = [(1, 9.0), (1, 2.57e-3), (4, 2.58e-3), (16, 2.75e-3)];
+        assert_eq!([2, 3, 4].map(|n| costs(&gpu[..n])), [3, 15, 63]);
     }
 
     #[test]
