@@ -102,30 +102,6 @@ fn sessions_at_once_say_what_each_says_alone() {
 }
 
 #[test]
-fn engines_side_by_side_on_the_same_weights_say_what_one_says_alone() {
-    let _alone = alone();
-    let mut first = engine(cuda(CudaOptions::default()));
-    let inputs = inputs(16);
-    let expected: Vec<_> =
-        inputs.iter().map(|input| transcribe(&mut first, std::slice::from_ref(input)).remove(0)).collect();
-    let mut second = first.beside().unwrap().expect("nothing is in its way");
-    let rounds = |engine: &mut Engine<Cuda>, numbers: [usize; 4]| {
-        for n in numbers {
-            assert_eq!(transcribe(engine, &inputs[..n]), expected[..n], "{n} sessions");
-        }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| rounds(&mut first, [16, 1, 7, 16]));
-        scope.spawn(|| rounds(&mut second, [3, 16, 16, 5]));
-    });
-    // the weights outlive the engine that loaded them
-    drop(first);
-    rounds(&mut second, [16, 1, 2, 3]);
-    let products = Products::CublasLt(CublasLt::default());
-    assert!(cuda(CudaOptions { products, ..CudaOptions::default() }).beside().unwrap().is_none());
-}
-
-#[test]
 fn forked_streams_go_on_as_the_one_they_were_made_of() {
     let _alone = alone();
     support::forks::check(&mut cuda(CudaOptions::default()), &model().params);

@@ -42,7 +42,7 @@ enum Place<P, S> {
         position: u64,
         n_encoded_rows: u64,
         /// Counts the streams that are here.
-        _here: Arc<()>,
+        here: Arc<()>,
     },
     Second(S),
     Lost,
@@ -158,19 +158,13 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
         }
     }
 
-    /// Each goes over on its own, which a device that is gone has both do.
-    fn beside(&self) -> Result<Option<Self>> {
-        let Some(first) = self.first.as_ref().filter(|_| !self.failed) else { return Ok(None) };
-        Ok(first.beside()?.map(|first| Self::new(first, &self.weights, &self.options)))
-    }
-
     /// As long as other streams are on the first backend its failure to open one more is an error, not a reason to turn
     /// to the second: there may be room when one of them has ended.
     fn open(&mut self, delay: Delay) -> Result<Self::Stream> {
         if let Some(first) = self.first.as_mut().filter(|_| !self.failed) {
             match first.open(delay) {
                 Ok(stream) => {
-                    let place = Place::First { stream, position: 0, n_encoded_rows: 0, _here: self.on_first.clone() };
+                    let place = Place::First { stream, position: 0, n_encoded_rows: 0, here: self.on_first.clone() };
                     return Ok(HandoverStream { place, delay });
                 }
                 Err(failure) if Arc::strong_count(&self.on_first) > 1 => return Err(failure),
@@ -185,14 +179,12 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
 
     fn fork(&mut self, stream: &Self::Stream) -> Result<Self::Stream> {
         let place = match (&stream.place, &mut self.first, &mut self.second) {
-            (Place::First { stream, position, n_encoded_rows, _here }, Some(first), _) if !self.failed => {
-                Place::First {
-                    stream: first.fork(stream)?,
-                    position: *position,
-                    n_encoded_rows: *n_encoded_rows,
-                    _here: _here.clone(),
-                }
-            }
+            (Place::First { stream, position, n_encoded_rows, here }, Some(first), _) if !self.failed => Place::First {
+                stream: first.fork(stream)?,
+                position: *position,
+                n_encoded_rows: *n_encoded_rows,
+                here: here.clone(),
+            },
             (Place::Second(stream), _, Some(second)) => Place::Second(second.fork(stream)?),
             _ => return Err(Error::Backend("its device is gone".into())),
         };

@@ -165,16 +165,6 @@ pub trait Backend: Sized + Send {
     /// Prepares the weights. The backend keeps what it needs of them.
     fn load(weights: &Weights, options: &BackendOptions) -> Result<Self>;
 
-    /// Another that works beside this one, on the same device and with the same copy of the weights, so that the device is
-    /// busy while the host prepares what comes next. Streams belong to the one that opened them. None where nothing is
-    /// gained by it.
-    ///
-    /// # Errors
-    /// When the device has no memory for it.
-    fn beside(&self) -> Result<Option<Self>> {
-        Ok(None)
-    }
-
     /// A stream at position 0.
     fn open(&mut self, delay: Delay) -> Result<Self::Stream>;
 

@@ -39,9 +39,6 @@ const FAILED: u8 = 1;
 const INTERRUPTED: u8 = 130;
 /// Inputs worked on at a time on CPUs, where a pass costs by the row.
 const CPU_BATCH: usize = 4;
-/// So many times the inputs that an engine works on at a time make a second one on the same device worth it: before that, two
-/// run out of inputs to fill their passes with sooner than one.
-const WAVES_FOR_TWO: usize = 4;
 /// Decoder positions of a minute, which is what room is made for; where inputs are longer, fewer are open when memory runs out.
 const USUAL_POSITIONS: usize = 800;
 /// Interrupts within this time count as one.
@@ -218,29 +215,11 @@ fn run<B: Backend + 'static>(
     best: usize,
 ) -> anyhow::Result<u8> {
     let room = engines.iter().filter_map(|engine| engine.backend().room_for_streams(USUAL_POSITIONS)).min();
-    let room = room.unwrap_or(usize::MAX);
-    let at_a_time = options.batch.unwrap_or(best.min(room).max(1));
+    let at_a_time = options.batch.unwrap_or(best.min(room.unwrap_or(best)).max(1));
     if options.worker {
         return worker::serve(engines, options, interrupted, at_a_time);
     }
-    // half of the memory is to do for nearly as many
-    let is_much = batch.jobs.len() >= WAVES_FOR_TWO * at_a_time * engines.len() && room / 2 >= at_a_time * 3 / 4;
-    if options.batch.is_none() && is_much {
-        let engines = paired(engines)?;
-        return transcribe_all(engines, options, batch, interrupted, at_a_time.min(room / 2));
-    }
     transcribe_all(engines, options, batch, interrupted, at_a_time)
-}
-
-/// Two engines for each device that takes two: one has it work while the other does what is left to the host.
-fn paired<B: Backend>(engines: Vec<Engine<B>>) -> anyhow::Result<Vec<Engine<B>>> {
-    let mut all = Vec::with_capacity(2 * engines.len());
-    for engine in engines {
-        let beside = engine.beside()?;
-        all.push(engine);
-        all.extend(beside);
-    }
-    Ok(all)
 }
 
 fn exit_status(batch: &Batch) -> u8 {

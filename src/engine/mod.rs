@@ -146,22 +146,8 @@ impl<B: Backend> Engine<B> {
     pub fn new(backend: B, tokenizer: Tokenizer, params: &Params) -> Self {
         let filters = Arc::new(MelFilters::new(params.n_mels, params.log_mel_max));
         let shared = Arc::new(Shared { tokenizer, filters });
-        Self::over(backend, shared, Draft::default())
-    }
-
-    fn over(backend: B, shared: Arc<Shared>, draft: Draft) -> Self {
-        let (stats, costs) = (Stats::default(), PassCosts::default());
+        let (stats, draft, costs) = (Stats::default(), Draft::default(), PassCosts::default());
         Self { backend, shared, opening: Opening::default(), stats, draft, costs, hurried: false, n_put_off: 0 }
-    }
-
-    /// Another that works beside this one, on the same device and with the same copy of the weights; none where nothing is
-    /// gained by it. See [`Backend::beside`].
-    ///
-    /// # Errors
-    /// When the device has no memory for it.
-    pub fn beside(&self) -> Result<Option<Self>> {
-        let backend = self.backend.beside()?;
-        Ok(backend.map(|backend| Self::over(backend, self.shared.clone(), self.draft)))
     }
 
     /// How far ahead tokens are guessed from now on. Never changes what is said.

@@ -429,9 +429,10 @@ impl<B: Backend> Worker<B> {
             self.take()?;
             self.cancel()?;
             self.admit()?;
+            let live = self.set_pace();
             self.listen();
             let stats = self.engine.stats();
-            let worked = self.work();
+            let worked = self.work(live);
             if self.report_work && worked {
                 self.tell(Update::Worked(self.engine.stats() - stats))?;
             }
@@ -578,8 +579,8 @@ impl<B: Backend> Worker<B> {
         tracing::debug!(batch = self.batch, reason, "fewer inputs at a time");
     }
 
-    /// Does a round of work: that of live jobs, or, where they have none, of all. Whether there was any.
-    fn work(&mut self) -> bool {
+    /// How much audio is taken at a time, by who waits for it; whether there are live jobs.
+    fn set_pace(&mut self) -> bool {
         let live = self.open.iter().any(|job| job.live);
         let others = match self.open.len() {
             _ if live => Slices::Short,
@@ -590,6 +591,11 @@ impl<B: Backend> Worker<B> {
             job.session.set_slices(if job.live { Slices::Growing } else { others });
         }
         self.engine.set_hurried(live);
+        live
+    }
+
+    /// Does a round of work: that of live jobs, or, where they have none, of all. Whether there was any.
+    fn work(&mut self, live: bool) -> bool {
         live && self.step(|job| job.live) || self.step(|_| true)
     }
 

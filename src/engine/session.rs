@@ -278,6 +278,12 @@ struct Input {
 }
 
 impl Input {
+    /// Samples from which on more are left where they are.
+    fn most_waiting(&self) -> usize {
+        let slices = if self.slices == Slices::Bulk { 2 * BULK_SLICE } else { MAX_SLICE };
+        slices.max(self.interval)
+    }
+
     /// Embeddings to make ahead of need.
     fn lookahead(&self) -> usize {
         if self.slices == Slices::Bulk { BULK_LOOKAHEAD } else { LOOKAHEAD }
@@ -630,7 +636,7 @@ impl<B: Backend> Session<B> {
     /// Whether all audio pushed so far leaves room for more: what is pushed beyond this waits in memory.
     pub fn wants_samples(&self) -> bool {
         let pending = self.input.n_pushed - self.segment.frontend.fed_to();
-        !self.input.finished && pending < MAX_SLICE.max(self.input.interval) as u64
+        !self.input.finished && pending < self.input.most_waiting() as u64
     }
 
     /// Samples that are kept.

@@ -97,7 +97,7 @@ pub(super) fn transcribe(engine: &mut Engine<Fake>, samples: &[f32], options: &S
 fn the_silence_before_segments_is_worked_out_once() {
     let mut engine = engine(u64::MAX);
     let samples = noise(40_000, 1);
-    let mut frames = |engine: &mut Engine<Fake>, delay_ms| {
+    let frames = |engine: &mut Engine<Fake>, delay_ms| {
         let before = engine.stats().n_frames;
         let said = transcribe(engine, &samples, &options(500, delay_ms));
         (engine.stats().n_frames - before, said)

@@ -29,7 +29,7 @@ use crate::{Error, Result};
 const WORKING_BYTES: usize = 2 << 30;
 
 pub struct Decoder {
-    weights: Arc<DecoderWeights>,
+    weights: DecoderWeights,
     options: CudaOptions,
     kernels: PassKernels,
     scratch: Scratch,
@@ -43,7 +43,7 @@ pub struct Decoder {
     logits: Option<Buffer>,
 }
 
-/// What passes only read; decoders side by side share it.
+/// What passes only read.
 struct DecoderWeights {
     params: Params,
     layers: Vec<Layer>,
@@ -235,7 +235,7 @@ impl Decoder {
             frequencies: super::frequencies(device, &d)?,
             layout,
         };
-        let mut decoder = Self::new(device, Arc::new(weights), options)?;
+        let mut decoder = Self::new(device, weights, options)?;
         if let (Some(library), Some(widths)) = (library, widths) {
             let weights = &decoder.weights;
             let addresses: Vec<_> = weights.layers.iter().map(|layer| layer.address(None)).collect();
@@ -248,7 +248,7 @@ impl Decoder {
     }
 
     /// With all layers on the device, and with this program's products.
-    fn new(device: &Arc<Device>, weights: Arc<DecoderWeights>, options: &CudaOptions) -> Result<Self> {
+    fn new(device: &Arc<Device>, weights: DecoderWeights, options: &CudaOptions) -> Result<Self> {
         Ok(Self {
             options: options.clone(),
             kernels: PassKernels::new(device, options.logits_int8)?,
@@ -259,15 +259,6 @@ impl Decoder {
             logits: None,
             weights,
         })
-    }
-
-    /// Another with the same weights, whose work goes to that opening of the GPU; none where passes are not this program's
-    /// alone, or need layers from the host.
-    pub fn beside(&self, device: &Arc<Device>) -> Result<Option<Self>> {
-        if self.library.is_some() || self.staging.is_some() {
-            return Ok(None);
-        }
-        Self::new(device, self.weights.clone(), &self.options).map(Some)
     }
 
     /// Whether products are cuBLASLt's.

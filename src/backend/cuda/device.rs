@@ -72,7 +72,6 @@ impl Kernel {
 pub struct TensorMap([u64; 16]);
 
 /// An opened GPU.
-#[derive(Clone)]
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
@@ -176,12 +175,6 @@ impl Device {
             overlaps,
             capability,
         }))
-    }
-
-    /// The same GPU with its kernels, for work that goes on beside this one's.
-    pub fn beside(&self) -> Result<Arc<Self>> {
-        let stream = self.context.new_stream().map_err(failed("cannot create a stream"))?;
-        Ok(Arc::new(Self { stream, ..self.clone() }))
     }
 
     /// Whether there are kernels with the instructions that only compute capability 9.0 has.

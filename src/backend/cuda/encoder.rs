@@ -30,21 +30,16 @@ const TABLE_BYTES_PER_FRAME: usize = 64;
 const COPY_BYTES: usize = 1 << 18;
 
 pub struct Encoder {
-    weights: Arc<EncoderWeights>,
-    scratch: Option<Scratch>,
-    graphs: HashMap<Vec<u32>, Graph>,
-    max_frames: usize,
-    use_graphs: bool,
-}
-
-/// What passes only read; encoders side by side share it.
-struct EncoderWeights {
     params: Params,
     conv: [(Matrix, Buffer); 2],
     layers: Vec<Layer>,
     norm: Buffer,
     adapter: [Matrix; 2],
     frequencies: Buffer,
+    scratch: Option<Scratch>,
+    graphs: HashMap<Vec<u32>, Graph>,
+    max_frames: usize,
+    use_graphs: bool,
 }
 
 /// Memory for passes of up to `n_frames`.
@@ -93,16 +88,13 @@ impl Encoder {
         use_graphs: bool,
     ) -> Result<Self> {
         let p = weights.params;
-        let weights = EncoderWeights {
+        Ok(Self {
             params: p,
             conv: [loader.convolution(&weights.conv[0])?, loader.convolution(&weights.conv[1])?],
             layers: loader.layers(&p.encoder, &weights.encoder)?,
             norm: loader.vector(&weights.encoder_norm)?,
             adapter: [loader.joining(&weights.adapter[0])?, loader.merged(&[&weights.adapter[1]])?],
             frequencies: super::frequencies(device, &p.encoder)?,
-        };
-        Ok(Self {
-            weights: Arc::new(weights),
             scratch: None,
             graphs: HashMap::new(),
             max_frames: 2 * max_rows,
@@ -110,17 +102,10 @@ impl Encoder {
         })
     }
 
-    /// Another with the same weights.
-    pub fn beside(&self) -> Self {
-        let (max_frames, use_graphs) = (self.max_frames, self.use_graphs);
-        Self { weights: self.weights.clone(), scratch: None, graphs: HashMap::new(), max_frames, use_graphs }
-    }
-
     /// Bytes of all matrices.
     pub fn n_bytes(&self) -> usize {
-        let others =
-            self.weights.conv.iter().map(|(m, _)| m).chain(&self.weights.adapter).map(Matrix::n_bytes).sum::<usize>();
-        others + self.weights.layers.iter().map(Layer::n_bytes).sum::<usize>()
+        let others = self.conv.iter().map(|(m, _)| m).chain(&self.adapter).map(Matrix::n_bytes).sum::<usize>();
+        others + self.layers.iter().map(Layer::n_bytes).sum::<usize>()
     }
 
     pub fn encode(
@@ -129,7 +114,7 @@ impl Encoder {
         batch: &mut [EncodeChunk<'_, CudaStream>],
         trace: &mut Tracer,
     ) -> Result<()> {
-        let n_mels = self.weights.params.n_mels;
+        let n_mels = self.params.n_mels;
         assert!(batch.iter().all(|c| c.log_mel.len().is_multiple_of(FRAMES_PER_TOKEN * n_mels)), "whole tokens");
         for ranges in passes(batch.iter().map(|chunk| chunk.log_mel.len() / n_mels), self.max_frames) {
             let due = batch.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty());
@@ -144,12 +129,12 @@ impl Encoder {
 
     fn pass(&mut self, kernels: &Kernels, pass: &mut [Part<'_>], trace: &mut Tracer) -> Result<()> {
         let device = kernels.device();
-        let n_mels = self.weights.params.n_mels;
+        let n_mels = self.params.n_mels;
         let shape: Vec<u32> = pass.iter().map(|part| (part.log_mel.len() / n_mels) as u32).collect();
         let n_frames = shape.iter().sum::<u32>() as usize;
         // whatever may fail for lack of memory comes before anything that changes a stream
         self.reserve(device, n_frames, pass.len())?;
-        let row_bytes = padded(self.weights.params.decoder.dim) * 4;
+        let row_bytes = padded(self.params.decoder.dim) * 4;
         let n_tokens = |frames: u32| frames as usize / FRAMES_PER_TOKEN;
         let embeddings: Result<Vec<Buffer>> = shape.iter().map(|&n| device.alloc(n_tokens(n) * row_bytes)).collect();
         let embeddings = embeddings?;
@@ -187,7 +172,7 @@ impl Encoder {
     }
 
     fn attention_kind(&self, kernels: &Kernels, shape: &[u32]) -> AttentionKind {
-        let e = &self.weights.params.encoder;
+        let e = &self.params.encoder;
         kernels.encoder_attention().kind(shape.iter().map(|&n| n as usize / 2), e.n_heads)
     }
 
@@ -202,7 +187,7 @@ impl Encoder {
         self.graphs.clear();
         self.scratch = None;
 
-        let (p, e) = (&self.weights.params, &self.weights.params.encoder);
+        let (p, e) = (&self.params, &self.params.encoder);
         let rows = n_frames / 2;
         let tokens = rows / DOWNSAMPLE;
         let input = n_segments * size_of::<Segment>() + n_frames * (TABLE_BYTES_PER_FRAME + p.n_mels * 4);
@@ -229,7 +214,7 @@ impl Encoder {
     /// Writes the pass's tables and frames, and sends them to the device. Where a table is depends on the scratch's size
     /// alone, so graphs find it.
     fn fill(&mut self, device: &Device, pass: &[Part<'_>], attention: AttentionKind) -> Result<Layout> {
-        let n_mels = self.weights.params.n_mels;
+        let n_mels = self.params.n_mels;
         let scratch = self.scratch.as_mut().expect("reserved");
         let base = scratch.input.address();
         let segments_bytes = scratch.n_segments * size_of::<Segment>();
@@ -303,7 +288,7 @@ impl Encoder {
         layout: &Layout,
         trace: &mut Tracer,
     ) -> Result<()> {
-        let (p, e) = (&self.weights.params, &self.weights.params.encoder);
+        let (p, e) = (&self.params, &self.params.encoder);
         let s = self.scratch.as_ref().expect("reserved");
         let n_frames: u32 = shape.iter().sum();
         let rows = n_frames as usize / 2;
@@ -345,7 +330,7 @@ impl Encoder {
         // SAFETY: the scratch memory holds `n_frames` frames and rows of every width used here, the tables were filled
         // for this shape, and matrices and rings have the sizes that the parameters say.
         unsafe {
-            let [(conv0, bias0), (conv1, bias1)] = &self.weights.conv;
+            let [(conv0, bias0), (conv1, bias1)] = &self.conv;
             kernels.mel_frames(
                 longest,
                 shape.len(),
@@ -379,13 +364,13 @@ impl Encoder {
                 rows,
                 &RopeAngles {
                     positions: layout.positions,
-                    frequencies: self.weights.frequencies.address(),
+                    frequencies: self.frequencies.address(),
                     angles: s.angles.address(),
                     half: e.head_dim as i32 / 2,
                 },
             )?;
 
-            for (i, layer) in self.weights.layers.iter().enumerate() {
+            for (i, layer) in self.layers.iter().enumerate() {
                 let qkv = Gemm {
                     bias: bias(&layer.qkv_bias),
                     rope: s.angles.address(),
@@ -442,9 +427,9 @@ impl Encoder {
             }
 
             // four neighbouring rows side by side are one row of the adapter's input
-            kernels.rms_norm(rows, &norm(&self.weights.norm))?;
+            kernels.rms_norm(rows, &norm(&self.norm))?;
             trace.f16("encoder_norm", 0, &s.h, rows, dim, e.dim)?;
-            let [first, second] = &self.weights.adapter;
+            let [first, second] = &self.adapter;
             kernels.gemm(&product(first, &s.h, tokens, &s.joined, Epilogue::GeluF16))?;
             kernels.gemm(&product(second, &s.joined, tokens, &s.embeddings, Epilogue::StoreF32))?;
             trace.f32("adapter", 0, &s.embeddings, tokens, padded(p.decoder.dim), p.decoder.dim)

@@ -200,11 +200,7 @@ pub fn unsupported<T>(what: String) -> Result<T> {
 impl Kernels {
     /// Opens a GPU and prepares all kernels but the decoder's for heads of this stack.
     pub fn open(options: &CudaOptions, encoder: &TransformerParams) -> Result<Self> {
-        Self::new(Device::open(options, &FATBINS)?, encoder)
-    }
-
-    /// The same on a GPU that is open.
-    pub fn new(device: Arc<Device>, encoder: &TransformerParams) -> Result<Self> {
+        let device = Device::open(options, &FATBINS)?;
         Ok(Self {
             products: Products::new(&device)?,
             encoder_attention: Attention::new(&device, encoder.head_dim)?,

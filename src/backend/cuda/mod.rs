@@ -58,8 +58,6 @@ pub struct Cuda {
     /// `1 + ada` by delay.
     ffn_scales: HashMap<usize, Arc<Buffer>>,
     trace: Tracer,
-    /// It shares the weights and the memory of another, which tells how much is in use.
-    is_beside: bool,
 }
 
 impl Cuda {
@@ -143,23 +141,7 @@ impl Backend for Cuda {
             ffn_scales: HashMap::new(),
             trace: Tracer { sink: None, device: device.clone() },
             kernels,
-            is_beside: false,
         })
-    }
-
-    fn beside(&self) -> Result<Option<Self>> {
-        let device = self.kernels.device().beside()?;
-        device.enter()?;
-        let Some(decoder) = self.decoder.beside(&device)? else { return Ok(None) };
-        Ok(Some(Self {
-            kernels: Kernels::new(device.clone(), &self.weights.params.encoder)?,
-            weights: self.weights.clone(),
-            encoder: self.encoder.beside(),
-            decoder,
-            ffn_scales: self.ffn_scales.clone(),
-            trace: Tracer { sink: None, device },
-            is_beside: true,
-        }))
     }
 
     fn open(&mut self, delay: Delay) -> Result<CudaStream> {
@@ -192,9 +174,6 @@ impl Backend for Cuda {
     }
 
     fn memory_in_use(&self) -> Option<u64> {
-        if self.is_beside {
-            return None;
-        }
         let (free, total) = self.kernels.device().memory().ok()?;
         Some((total - free) as u64)
     }

@@ -2,7 +2,6 @@
 //! phase reads is taken from the GPU just before it runs, so every phase answers for itself.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use super::super::pass::CHUNK;
 use super::super::test_data::{Random, assert_rows, device, f16_of, put};
@@ -470,7 +469,7 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
         frequencies: super::super::frequencies(device, &p).unwrap(),
         layout,
     };
-    let mut decoder = Decoder::new(device, Arc::new(weights), &CudaOptions::default()).unwrap();
+    let mut decoder = Decoder::new(device, weights, &CudaOptions::default()).unwrap();
     decoder.reserve_logits(device).unwrap();
     loader.flush().unwrap();
     let b = Bench {
@@ -582,7 +581,7 @@ fn times_of_full_size_passes() {
         frequencies: super::super::frequencies(device, &p).unwrap(),
         layout,
     };
-    let decoder = Decoder::new(device, Arc::new(weights), &CudaOptions::default()).unwrap();
+    let decoder = Decoder::new(device, weights, &CudaOptions::default()).unwrap();
     let int8_kernels = PassKernels::new(device, true).unwrap();
     let pass = decoder.parameters(false);
     let n_phases = Phases { n_layers: p.n_layers }.head().end;
