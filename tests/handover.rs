@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::VecDeque;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -43,23 +44,42 @@ fn drain<B: Backend>(session: &mut Session<B>, ids: &mut Vec<u32>, text: &mut St
     }
 }
 
-/// Ids and text of each input, all worked on together; every advance brings one more interval of each.
+/// Ids and text of each input, all worked on together; every advance brings one more interval of each. An input whose
+/// session cannot be opened waits for the others, as callers do where there is no room.
 fn transcribe<B: Backend>(engine: &mut Engine<B>, inputs: &[&[f32]], interval_ms: u64) -> Vec<(Vec<u32>, String)> {
     let options = SessionOptions { interval: Duration::from_millis(interval_ms), ..SessionOptions::default() };
-    let mut sessions: Vec<_> = inputs.iter().map(|_| engine.open(&options).unwrap()).collect();
     let mut transcripts = vec![(Vec::new(), String::new()); inputs.len()];
-    let mut parts: Vec<_> = inputs.iter().map(|samples| samples.chunks(interval_ms as usize * 16)).collect();
-    while sessions.iter().any(|session| !session.is_ended()) {
-        for (session, parts) in sessions.iter_mut().zip(&mut parts) {
+    let mut waiting: VecDeque<_> = inputs
+        .iter()
+        .zip(&mut transcripts)
+        .map(|(samples, transcript)| (samples.chunks(interval_ms as usize * 16), transcript))
+        .collect();
+    let mut open = Vec::new();
+    loop {
+        while let Some(input) = waiting.pop_front() {
+            match engine.open(&options) {
+                Ok(session) => open.push((session, input)),
+                Err(_) if !open.is_empty() => {
+                    waiting.push_front(input);
+                    break;
+                }
+                Err(error) => panic!("nothing to wait for: {error}"),
+            }
+        }
+        if open.is_empty() {
+            break;
+        }
+        for (session, (parts, _)) in &mut open {
             match parts.next() {
                 Some(part) => session.push(part).unwrap(),
                 None => session.finish(),
             }
         }
-        engine.advance(&mut sessions.iter_mut().collect::<Vec<_>>()).unwrap();
-        for (session, (ids, text)) in sessions.iter_mut().zip(&mut transcripts) {
+        engine.advance(&mut open.iter_mut().map(|(session, _)| session).collect::<Vec<_>>()).unwrap();
+        for (session, (_, (ids, text))) in &mut open {
             drain(session, ids, text);
         }
+        open.retain(|(session, _)| !session.is_ended());
     }
     transcripts
 }
@@ -93,7 +113,7 @@ proptest! {
 
     #[test]
     fn a_failure_at_any_call_changes_no_token(
-        calls in 3usize..70,
+        calls in 0usize..70,
         failure in failure(),
         n_inputs in 1usize..=3,
         interval_ms in prop::sample::select(vec![80u64, 500, 2000, 20_000]),
