@@ -168,7 +168,7 @@ struct Arguments {
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = batch)]
     batch: BatchArgument,
 
-    /// Write each transcript as soon as it is done, not in the order of the inputs
+    /// Write each transcript as soon as it is done, not in the order of the inputs; the largest go first
     #[arg(long)]
     unordered: bool,
 
