@@ -104,7 +104,7 @@ fn one_schedule<B: Backend>(engine: &mut Engine<B>, inputs: &[Input], expected: 
         }
         engine.set_draft(match random.below(5) {
             0 => Draft::Auto,
-            1 => Draft::Fixed(random.below(64)),
+            1 => Draft::Fixed(random.below(128)),
             _ => Draft::Fixed(random.below(9)),
         });
         for stream in &mut running {

@@ -137,7 +137,7 @@ impl Fake {
             lost_at: Vec::new(),
             fails_at: Vec::new(),
             max_streams: usize::MAX,
-            max_rows: MAX_REWIND,
+            max_rows: 64,
             streams: Arc::new(()),
             n_passes: 0,
             n_calls: 0,

@@ -149,7 +149,7 @@ pub struct Prediction {
 }
 
 /// Positions that a stream can be rewound by.
-pub const MAX_REWIND: usize = 64;
+pub const MAX_REWIND: usize = 128;
 
 /// Receives named activations: stage, layer, rows `[n, width]`, width. For comparing backends and references.
 pub type TraceSink = Box<dyn FnMut(&'static str, usize, &[f32], usize) + Send>;
@@ -192,9 +192,7 @@ pub trait Backend: Sized + Send {
     }
 
     /// Positions for which a decoder pass reads the weights once, at most.
-    fn max_rows(&self) -> usize {
-        MAX_REWIND
-    }
+    fn max_rows(&self) -> usize;
 
     /// Bytes of weights that one decoder pass reads.
     fn decoder_bytes(&self) -> u64;

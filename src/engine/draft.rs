@@ -25,8 +25,20 @@ const HURRIED_ROWS: usize = 16;
 const PROMPT_ROWS: usize = 8;
 /// Numbers of drafts that are considered, and how many of them are right in the usual case: Jacobi iteration by the shipped
 /// model on English speech with pauses, several speakers, smoothed. Falling in profit from row to row.
-const LEVELS: [(usize, f64); 10] =
-    [(1, 0.5), (3, 1.15), (5, 1.77), (7, 2.36), (11, 3.35), (15, 4.25), (23, 5.95), (31, 7.4), (47, 9.6), (63, 11.5)];
+const LEVELS: [(usize, f64); 12] = [
+    (1, 0.5),
+    (3, 1.2),
+    (5, 1.83),
+    (7, 2.42),
+    (11, 3.4),
+    (15, 4.3),
+    (23, 5.9),
+    (31, 7.3),
+    (47, 9.8),
+    (63, 12.1),
+    (95, 16.6),
+    (127, 20.9),
+];
 
 /// The usual number of right ones among so many drafts.
 fn usually_right(n_drafts: usize) -> f64 {
@@ -217,7 +229,8 @@ fn drafts(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::MAX_REWIND;
+
+    const ROWS: usize = 64;
 
     fn span(max_drafts: usize) -> (DueSpan, Acceptance) {
         (DueSpan { n_certain: 1, max_drafts }, Acceptance::default())
@@ -229,13 +242,17 @@ mod tests {
     }
 
     fn settle_at(cost: impl Fn(usize) -> f64, spans: &[(DueSpan, Acceptance)]) -> Vec<usize> {
+        settle_in(ROWS, cost, spans)
+    }
+
+    fn settle_in(max_rows: usize, cost: impl Fn(usize) -> f64, spans: &[(DueSpan, Acceptance)]) -> Vec<usize> {
         let mut costs = PassCosts::default();
         let mut n_drafts = Vec::new();
         for _ in 0..100 {
-            let shares = allot(Draft::Auto, &costs, spans, MAX_REWIND, false);
+            let shares = allot(Draft::Auto, &costs, spans, max_rows, false);
             n_drafts = shares.iter().map(|share| share.n_drafts).collect();
             let rows = shares.iter().map(|share| share.n_certain + share.n_drafts).sum();
-            assert!(rows <= MAX_REWIND);
+            assert!(rows <= max_rows);
             costs.record(rows, Duration::from_secs_f64(cost(rows)));
         }
         n_drafts
@@ -244,6 +261,8 @@ mod tests {
     #[test]
     fn cheap_rows_are_used_and_dear_ones_are_not() {
         assert!(settle(2e-3, 1e-6, &[span(63)])[0] >= 47);
+        assert_eq!(settle_in(128, |rows| 2.5e-3 + 2e-5 * rows as f64, &[span(127)]), [127]);
+        assert_eq!(settle_in(128, |rows| if rows > 64 { 1.0 } else { 2.5e-3 }, &[span(127)]), [63]);
         assert!((7..=23).contains(&settle(0.15, 0.015, &[span(63)])[0]));
         assert_eq!(settle(1e-3, 1.0, &[span(63)])[0], 0);
         assert!(settle(2e-3, 1e-6, &[span(5)])[0] == 5);
@@ -261,7 +280,7 @@ mod tests {
         let costs = |times: &[(usize, f64)]| {
             let mut costs = PassCosts::default();
             times.iter().for_each(|&(rows, time)| costs.record(rows, Duration::from_secs_f64(time)));
-            allot(Draft::Auto, &costs, &[span(63)], MAX_REWIND, false)[0].n_drafts
+            allot(Draft::Auto, &costs, &[span(63)], ROWS, false)[0].n_drafts
         };
         // the first pass says nothing
         let cpu = [(1, 9.0), (1, 0.149), (4, 0.171), (16, 0.272)];
@@ -286,7 +305,7 @@ mod tests {
     fn prompts_take_the_room_beside_steps() {
         let prompt = (DueSpan { n_certain: 39, max_drafts: 20 }, Acceptance::default());
         let rows = |spans: &[_]| {
-            let shares = allot(Draft::Fixed(3), &PassCosts::default(), spans, MAX_REWIND, false);
+            let shares = allot(Draft::Fixed(3), &PassCosts::default(), spans, ROWS, false);
             shares.into_iter().map(|share| (share.n_certain, share.n_drafts)).collect::<Vec<_>>()
         };
         assert_eq!(rows(&[span(2), prompt]), [(1, 2), (39, 3)]);
@@ -335,8 +354,7 @@ mod tests {
             }
             costs
         };
-        let wanted =
-            |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)], MAX_REWIND, false)[0].n_drafts;
+        let wanted = |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)], ROWS, false)[0].n_drafts;
         assert_eq!(wanted(acceptance), 0);
         (0..50).for_each(|_| acceptance.record(0, 0));
         assert!(wanted(acceptance) > 0);

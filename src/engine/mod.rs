@@ -47,7 +47,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::audio::mel::MelFilters;
-use crate::backend::{Backend, BackendOptions, EncodeChunk, Prediction};
+use crate::backend::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Prediction};
 use crate::model::params::{FRAMES_PER_TOKEN, Params};
 use crate::model::{Delay, Model, Tokenizer};
 
@@ -249,7 +249,8 @@ impl<B: Backend> Engine<B> {
     fn encode(&mut self, sessions: &mut [&mut Session<B>], patient: bool) -> Result<bool> {
         let start = Instant::now();
         let enough = (sessions.len() / GATHER).max(1);
-        let mut due: Vec<_> = sessions.iter_mut().filter(|session| session.wants_frames()).collect();
+        let lookahead = self.lookahead();
+        let mut due: Vec<_> = sessions.iter_mut().filter(|session| session.wants_frames(lookahead)).collect();
         if due.len() > 1 {
             due = due.into_par_iter().filter_map(|session| session.prepare_frames().then_some(session)).collect();
         } else {
@@ -278,6 +279,12 @@ impl<B: Backend> Engine<B> {
         Ok(true)
     }
 
+    /// Embeddings made ahead of need where there is audio for them, so that drafts have some.
+    fn lookahead(&self) -> usize {
+        let rows = self.backend.max_rows().min(MAX_REWIND);
+        if let Draft::Fixed(n) = self.draft { rows.max(1 + n) } else { rows }
+    }
+
     /// One decoder pass with the next span of each session that has one; whether there was any.
     fn decode(&mut self, sessions: &mut [&mut Session<B>]) -> Result<bool> {
         let due: Vec<_> =
@@ -287,11 +294,12 @@ impl<B: Backend> Engine<B> {
         }
         let spans: Vec<_> = due.iter().map(|(span, session)| (*span, session.acceptance)).collect();
         let shares = allot(self.draft, &self.costs, &spans, self.backend.max_rows(), self.hurried);
+        let lookahead = self.lookahead();
         // what found no room waits
         let (mut due, shares): (Vec<_>, Vec<_>) =
             due.into_iter().zip(shares).filter(|(_, share)| share.n_certain > 0).unzip();
         let (mut batch, ahead): (Vec<_>, Vec<_>) =
-            due.iter_mut().zip(shares).map(|((_, session), share)| session.span(share)).unzip();
+            due.iter_mut().zip(shares).map(|((_, session), share)| session.span(share, lookahead)).unzip();
         let n_rows: usize = batch.iter().map(|span| span.inputs.len()).sum();
         let mut time = Duration::ZERO;
         // frames that will be wanted soon are made meanwhile

@@ -22,15 +22,13 @@ const RIGHT_PAD: usize = 11;
 /// Longest interval.
 const MAX_INTERVAL: usize = 60 * SAMPLE_RATE as usize;
 /// Longest stretch of audio that one encoder call takes of a stream, where the interval is not longer: where much audio is
-/// there, calls begin at the interval and double up to this.
+/// there, calls begin at the interval and grow fourfold up to this.
 pub(super) const MAX_SLICE: usize = 30 * SAMPLE_RATE as usize;
 /// The stretch that calls take of each of many streams: what an EOS inside it makes useless is not much, and together they
 /// are work enough.
 const BULK_SLICE: usize = 5 * SAMPLE_RATE as usize;
-/// Embeddings made ahead of need where there is audio for them, so that drafts have some.
-const LOOKAHEAD: usize = MAX_REWIND;
-/// The same for one of many streams, which leave each other no room for drafts.
-const BULK_LOOKAHEAD: usize = MAX_REWIND / 2;
+/// Embeddings made ahead of need for one of many streams, which leave each other no room for drafts.
+const BULK_LOOKAHEAD: usize = 32;
 /// Tokens whose audio is kept so that a stream that was lost with its device can be fed again: 15 s, which is what the
 /// encoder looks back on.
 pub(super) const REPLAY: usize = 188;
@@ -241,7 +239,7 @@ impl Frontend {
         if pending > 0 && (input.finished || pending >= gathered || self.fed_to() < input.flush_to) {
             self.slice = match input.slices {
                 Slices::Short => input.interval,
-                Slices::Growing => (2 * self.slice).min(MAX_SLICE).max(input.interval),
+                Slices::Growing => (4 * self.slice).min(MAX_SLICE).max(input.interval),
                 Slices::Bulk => gathered,
             };
             let n = pending.min(self.slice.max(SAMPLES_PER_TOKEN));
@@ -284,9 +282,9 @@ impl Input {
         slices.max(self.interval)
     }
 
-    /// Embeddings to make ahead of need.
-    fn lookahead(&self) -> usize {
-        if self.slices == Slices::Bulk { BULK_LOOKAHEAD } else { LOOKAHEAD }
+    /// Embeddings to make ahead of need, of so many at most.
+    fn lookahead(&self, most: usize) -> usize {
+        if self.slices == Slices::Bulk { BULK_LOOKAHEAD.min(most) } else { most }
     }
 
     /// Drops samples before this index.
@@ -332,7 +330,7 @@ pub struct Session<B: Backend> {
 pub(super) enum Slices {
     /// An interval's worth: somebody waits for other work.
     Short,
-    /// From an interval's worth on always twice as much: first words come soon, and long audio goes fast.
+    /// From an interval's worth on always four times as much: first words come soon, and long audio goes fast.
     #[default]
     Growing,
     /// [`BULK_SLICE`], or all there is: nobody waits for first words.
@@ -442,9 +440,9 @@ impl<B: Backend> Session<B> {
         self.delay
     }
 
-    /// Whether frames to encode are wanted, if the audio for them is there.
-    pub(super) fn wants_frames(&self) -> bool {
-        !self.ended && self.due_restart.is_none() && self.segment.n_ahead() < Some(self.input.lookahead())
+    /// Whether frames to encode are wanted, if the audio for them is there: so many embeddings are made ahead of need.
+    pub(super) fn wants_frames(&self, lookahead: usize) -> bool {
+        !self.ended && self.due_restart.is_none() && self.segment.n_ahead() < Some(self.input.lookahead(lookahead))
     }
 
     /// Makes these frames; whether there are any. The same until [`encoded`](Self::encoded).
@@ -487,10 +485,10 @@ impl<B: Backend> Session<B> {
 
     /// That span, or the first inputs of a prompt, and the frames that will be wanted soon. Drafts are the model's own
     /// guesses, and blanks beyond them.
-    pub(super) fn span(&mut self, share: Share) -> (Span<'_, B::Stream>, Option<Ahead<'_>>) {
-        let keep_from = self.segment.replay_start();
+    pub(super) fn span(&mut self, share: Share, lookahead: usize) -> (Span<'_, B::Stream>, Option<Ahead<'_>>) {
+        let (keep_from, lookahead) = (self.segment.replay_start(), self.input.lookahead(lookahead));
         let segment = &mut self.segment;
-        let soon = segment.n_ahead() < Some(2 * self.input.lookahead()) && segment.frontend.log_mel.is_empty();
+        let soon = segment.n_ahead() < Some(2 * lookahead) && segment.frontend.log_mel.is_empty();
         let (n, n_drafts) = (segment.n_certain, share.n_drafts);
         let whole = share.n_certain == n;
         segment.n_span = if whole { n + n_drafts } else { share.n_certain };

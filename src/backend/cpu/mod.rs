@@ -37,7 +37,7 @@ use crate::{Error, Result};
 /// Mel frames of one encoder pass, over all streams.
 const PASS_FRAMES: usize = 512;
 /// Decoder positions of one pass, over all streams.
-const PASS_ROWS: usize = MAX_REWIND;
+const PASS_ROWS: usize = 64;
 /// Mel frames and convolution rows that the next chunk's convolutions look back on.
 const MEL_TAIL: usize = 2;
 const CONV_TAIL: usize = 1;
@@ -123,7 +123,7 @@ impl Backend for Cpu {
             conv_tail: vec![0.0; CONV_TAIL * p.encoder.dim],
             encoder: self.encoder.rings(PASS_FRAMES / 2)?,
             n_encoded_rows: 0,
-            decoder: self.decoder.rings(PASS_ROWS)?,
+            decoder: self.decoder.rings(MAX_REWIND)?,
             position: 0,
             embeddings: VecDeque::new(),
             first_embedding: 0,
@@ -159,6 +159,10 @@ impl Backend for Cpu {
         let kept = stream.first_embedding.max(stream.position.saturating_sub(MAX_REWIND as u64));
         assert!((kept..=stream.position).contains(&position), "rewind beyond the last span");
         stream.position = position;
+    }
+
+    fn max_rows(&self) -> usize {
+        PASS_ROWS
     }
 
     fn decoder_bytes(&self) -> u64 {

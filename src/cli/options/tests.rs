@@ -33,7 +33,7 @@ fn values() {
     let o = parse("-d m --worker --batch 7 --unordered", &[]).unwrap();
     assert_eq!((o.worker, o.batch, o.unordered), (true, Some(7), true));
     assert_eq!(parse("-d m a --batch auto", &[]).unwrap().batch, None);
-    assert_eq!(parse("-d m a --draft 63", &[]).unwrap().draft, Draft::Fixed(63));
+    assert_eq!(parse("-d m a --draft 127", &[]).unwrap().draft, Draft::Fixed(127));
     assert_eq!(parse("-d m a --draft auto", &[]).unwrap().draft, parse("-d m a", &[]).unwrap().draft);
     assert_eq!(parse("-d m a --alt 0.5", &[]).unwrap().session.alternatives, Some(0.5));
 }
@@ -188,7 +188,7 @@ fn wrong_usage_is_refused() {
         "-d m a --max-line-count 0",
         "-d m a --max-segment-seconds 0.5",
         "-d m a --max-segment-seconds inf",
-        "-d m a --draft 64",
+        "-d m a --draft 128",
         "-d m a --batch 0",
         "-d m a --worker",
         "-d m a --draft -1",
