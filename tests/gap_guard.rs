@@ -77,6 +77,10 @@ impl<B: Backend> Backend for Rutted<B> {
         stream.position = position as usize;
     }
 
+    fn max_rows(&self) -> usize {
+        self.backend.max_rows()
+    }
+
     fn decoder_bytes(&self) -> u64 {
         self.backend.decoder_bytes()
     }

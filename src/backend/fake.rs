@@ -7,7 +7,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Prediction, Span, TraceSink};
+use super::{Backend, BackendOptions, EncodeChunk, Prediction, Span, TraceSink};
 use crate::model::params::FRAMES_PER_TOKEN;
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};

@@ -26,6 +26,8 @@
 //! ```
 
 mod draft;
+mod event;
+mod frontend;
 mod guard;
 mod opening;
 pub mod scheduler;
@@ -38,10 +40,11 @@ use std::time::{Duration, Instant};
 
 pub use draft::Draft;
 use draft::{PassCosts, allot};
+pub use event::{Alternative, Event, Token, TokenKind};
 pub use guard::{Gap, GapGuard, LevelFeed, SecondLook};
 use opening::Opening;
-pub use session::{Alternative, Event, Session, SessionOptions, Token, TokenKind};
 use session::{Segment, Shared};
+pub use session::{Session, SessionOptions};
 
 use rayon::prelude::*;
 

@@ -8,34 +8,24 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::audio::SAMPLE_RATE;
 use crate::audio::mel::{MelFilters, MelStream};
-use crate::audio::{SAMPLE_RATE, check_samples};
 use crate::backend::{Backend, MAX_REWIND, Prediction, Span};
 use crate::model::params::{FRAMES_PER_TOKEN, SAMPLES_PER_TOKEN};
 use crate::model::{Delay, Tokenizer, Utf8Joiner};
 use crate::{Error, Result};
 
 use super::draft::{Acceptance, Share};
+use super::event::{Event, Token, TokenKind, alternatives};
+use super::frontend::{Ahead, Frontend, Input, Slices};
 
 /// Silence behind the audio, in tokens, besides the delay: the official `+ 1 + 10`.
 const RIGHT_PAD: usize = 11;
-/// Longest interval.
-const MAX_INTERVAL: usize = 60 * SAMPLE_RATE as usize;
-/// Longest stretch of audio that one encoder call takes of a stream, where the interval is not longer: where much audio is
-/// there, calls begin at the interval and grow fourfold up to this.
-pub(super) const MAX_SLICE: usize = 30 * SAMPLE_RATE as usize;
-/// The stretch that calls take of each of many streams: what an EOS inside it makes useless is not much, and together they
-/// are work enough.
-const BULK_SLICE: usize = 5 * SAMPLE_RATE as usize;
-/// Embeddings made ahead of need for one of many streams, which leave each other no room for drafts.
-const BULK_LOOKAHEAD: usize = 32;
 /// Tokens whose audio is kept so that a stream that was lost with its device can be fed again: 15 s, which is what the
 /// encoder looks back on.
 pub(super) const REPLAY: usize = 188;
 /// Candidates looked at to find alternatives among them that are text.
 const N_CANDIDATES: usize = 16;
-/// Alternatives listed, the chosen token included.
-const N_ALTERNATIVES: usize = 3;
 
 /// How a session is to work.
 #[derive(Debug, Clone)]
@@ -65,55 +55,6 @@ impl SessionOptions {
             (None, false) => 1,
         }
     }
-}
-
-/// What a session has to say, in order.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// The model generated a token.
-    Token(Token),
-    /// The model said EOS with audio left; it starts afresh with the audio from this moment on.
-    Restart { time_ms: u64 },
-    /// All audio is transcribed. `text` is U+FFFD where the last character never became whole, else empty.
-    End { text: String },
-}
-
-/// A generated token.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Token {
-    pub id: u32,
-    pub kind: TokenKind,
-    /// The moment in the audio that the token speaks of: its position less padding and delay, on a grid of 80 ms.
-    pub time_ms: u64,
-    /// Text that became complete with this token; empty for parts of characters and special tokens (but an EOS ends
-    /// an unfinished character with U+FFFD).
-    pub text: String,
-    /// What the model gave this token, 0 to 1, where it was asked for.
-    pub probability: Option<f32>,
-    /// Likely texts for this place, best (this token's) first; empty where they weren't asked for, the token is special,
-    /// it is only part of a character, or no other text comes near.
-    pub alternatives: Vec<Alternative>,
-}
-
-/// What a token is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenKind {
-    /// Some bytes of text.
-    Text,
-    /// Nothing yet.
-    Blank,
-    /// A word, or a group of words, ended here; its text follows.
-    WordEnd,
-    /// EOS and everything else.
-    Control,
-}
-
-/// A text that the model thought likely.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Alternative {
-    pub id: u32,
-    pub text: String,
-    pub probability: f32,
 }
 
 /// What all sessions of an engine share.
@@ -153,17 +94,10 @@ impl<S> Segment<S> {
         inputs.extend(said);
         inputs.drain(..n_done);
         let n_certain = inputs.len();
+        let mel = MelStream::new(shared.filters.clone(), (left_pad - n_done) * SAMPLES_PER_TOKEN);
         Self {
             stream: Some(stream),
-            frontend: Frontend {
-                mel: MelStream::new(shared.filters.clone(), (left_pad - n_done) * SAMPLES_PER_TOKEN),
-                start,
-                n_fed: 0,
-                right_pad: delay.tokens() + RIGHT_PAD,
-                padded: false,
-                slice: 0,
-                log_mel: Vec::new(),
-            },
+            frontend: Frontend::new(mel, start, delay.tokens() + RIGHT_PAD),
             inputs,
             n_certain,
             n_span: 0,
@@ -182,130 +116,12 @@ impl<S> Segment<S> {
 
     /// Index in the session of the sample that the next generated token speaks of: what came before it has ended.
     fn next_moment(&self) -> u64 {
-        self.frontend.start + (self.n_generated + 1) * SAMPLES_PER_TOKEN as u64
+        self.frontend.start() + (self.n_generated + 1) * SAMPLES_PER_TOKEN as u64
     }
 
     /// Index in the session of the sample that a replay begins with.
     fn replay_start(&self) -> u64 {
-        self.frontend.start + (self.n_generated - self.recent.len() as u64) * SAMPLES_PER_TOKEN as u64
-    }
-}
-
-/// The way of a segment's samples to the encoder.
-struct Frontend {
-    mel: MelStream,
-    /// Index of the segment's first sample in the session.
-    start: u64,
-    /// Samples taken from the session so far.
-    n_fed: usize,
-    /// Silence behind the audio, in tokens, and whether it has been added.
-    right_pad: usize,
-    padded: bool,
-    /// Most samples to take at once.
-    slice: usize,
-    /// Frames of the next encoder call, kept until it succeeds.
-    log_mel: Vec<f32>,
-}
-
-impl Frontend {
-    /// Index in the session of the first sample not taken yet.
-    fn fed_to(&self) -> u64 {
-        self.start + self.n_fed as u64
-    }
-
-    /// Whether no more frames will come of what there is.
-    fn is_dry(&self) -> bool {
-        self.padded && self.log_mel.is_empty() && self.mel.available() < FRAMES_PER_TOKEN
-    }
-
-    /// Makes the frames of the next encoder call, if there are none yet and the audio for them is there; whether there
-    /// are any then. Samples before `keep_from` are not needed any more.
-    fn prepare(&mut self, input: &mut Input, keep_from: u64) -> bool {
-        while self.log_mel.is_empty() {
-            let n_tokens = self.mel.available() / FRAMES_PER_TOKEN;
-            self.mel.take(n_tokens * FRAMES_PER_TOKEN, &mut self.log_mel);
-            if n_tokens == 0 && !self.feed(input, keep_from) {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Takes the next slice of audio, and after the last the silence behind it; whether there was any to take.
-    fn feed(&mut self, input: &mut Input, keep_from: u64) -> bool {
-        let pending = (input.n_pushed - self.fed_to()) as usize;
-        let gathered = if input.slices == Slices::Bulk { input.interval.max(BULK_SLICE) } else { input.interval };
-        let mut fed = false;
-        if pending > 0 && (input.finished || pending >= gathered || self.fed_to() < input.flush_to) {
-            self.slice = match input.slices {
-                Slices::Short => input.interval,
-                Slices::Growing => (4 * self.slice).min(MAX_SLICE).max(input.interval),
-                Slices::Bulk => gathered,
-            };
-            let n = pending.min(self.slice.max(SAMPLES_PER_TOKEN));
-            let first = (self.fed_to() - input.samples_start) as usize;
-            let (front, back) = input.samples.as_slices();
-            let split = front.len();
-            self.mel.push(&front[first.min(split)..(first + n).min(split)]);
-            self.mel.push(&back[first.saturating_sub(split)..(first + n).saturating_sub(split)]);
-            self.n_fed += n;
-            fed = true;
-        }
-        if input.finished && !self.padded && self.fed_to() == input.n_pushed {
-            let to_whole = self.n_fed.next_multiple_of(SAMPLES_PER_TOKEN) - self.n_fed;
-            self.mel.push_silence(to_whole + self.right_pad * SAMPLES_PER_TOKEN);
-            self.padded = true;
-            fed = true;
-        }
-        input.forget(keep_from.min(self.fed_to()));
-        fed
-    }
-}
-
-/// Samples of a session, and how they are to be worked on.
-struct Input {
-    /// From `samples_start` on: those not taken yet, and those that a restart or a replay would begin with.
-    samples: VecDeque<f32>,
-    samples_start: u64,
-    n_pushed: u64,
-    interval: usize,
-    slices: Slices,
-    /// Samples before this index are worked on without waiting for an interval's worth.
-    flush_to: u64,
-    finished: bool,
-}
-
-impl Input {
-    /// Samples from which on more are left where they are.
-    fn most_waiting(&self) -> usize {
-        let slices = if self.slices == Slices::Bulk { 2 * BULK_SLICE } else { MAX_SLICE };
-        slices.max(self.interval)
-    }
-
-    /// Embeddings to make ahead of need, of so many at most.
-    fn lookahead(&self, most: usize) -> usize {
-        if self.slices == Slices::Bulk { BULK_LOOKAHEAD.min(most) } else { most }
-    }
-
-    /// Drops samples before this index.
-    fn forget(&mut self, keep_from: u64) {
-        if keep_from > self.samples_start {
-            self.samples.drain(..(keep_from - self.samples_start) as usize);
-            self.samples_start = keep_from;
-        }
-    }
-}
-
-/// Frames that can be made while the backend is at work on the same session.
-pub(super) struct Ahead<'a> {
-    frontend: &'a mut Frontend,
-    input: &'a mut Input,
-    keep_from: u64,
-}
-
-impl Ahead<'_> {
-    pub fn prepare(self) {
-        self.frontend.prepare(self.input, self.keep_from);
+        self.frontend.start() + (self.n_generated - self.recent.len() as u64) * SAMPLES_PER_TOKEN as u64
     }
 }
 
@@ -323,18 +139,6 @@ pub struct Session<B: Backend> {
     /// The sample to start again from: the model said EOS with audio left.
     due_restart: Option<u64>,
     pub(super) acceptance: Acceptance,
-}
-
-/// How much audio is worked on at once, where much is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Slices {
-    /// An interval's worth: somebody waits for other work.
-    Short,
-    /// From an interval's worth on always four times as much: first words come soon, and long audio goes fast.
-    #[default]
-    Growing,
-    /// [`BULK_SLICE`], or all there is: nobody waits for first words.
-    Bulk,
 }
 
 /// A span that could be decoded now.
@@ -362,7 +166,6 @@ impl<B: Backend> Session<B> {
         delay: Delay,
         options: &SessionOptions,
     ) -> Result<Self> {
-        let interval = options.interval.as_secs_f64() * f64::from(SAMPLE_RATE);
         if let Some(cutoff) = options.alternatives.filter(|c| !(0.0..=1.0).contains(c)) {
             return Err(Error::InvalidOption(format!("alternatives cutoff {cutoff}: expected 0 to 1")));
         }
@@ -370,15 +173,7 @@ impl<B: Backend> Session<B> {
             shared,
             segment,
             delay,
-            input: Input {
-                samples: VecDeque::new(),
-                samples_start: 0,
-                n_pushed: 0,
-                interval: (interval as usize).clamp(1, MAX_INTERVAL),
-                slices: Slices::default(),
-                flush_to: 0,
-                finished: false,
-            },
+            input: Input::new(options.interval),
             cutoff: options.alternatives,
             n_top: options.n_top(),
             ended: false,
@@ -395,29 +190,18 @@ impl<B: Backend> Session<B> {
     /// [`Error::InvalidSample`] for samples that are no sound (the ones before are taken), [`Error::InvalidOption`]
     /// after [`finish`](Self::finish).
     pub fn push(&mut self, samples: &[f32]) -> Result<()> {
-        let input = &mut self.input;
-        if input.finished {
-            return Err(Error::InvalidOption("samples pushed into a finished session".into()));
-        }
-        let checked = check_samples(samples, input.n_pushed);
-        let n_good = match checked {
-            Err(Error::InvalidSample { index, .. }) => (index - input.n_pushed) as usize,
-            _ => samples.len(),
-        };
-        input.samples.extend(&samples[..n_good]);
-        input.n_pushed += n_good as u64;
-        checked
+        self.input.push(samples)
     }
 
     /// Lets the next [`advance`](super::Engine::advance) work on all samples pushed so far, without waiting for an
     /// interval's worth. Words of the last `delay` need the audio behind them and come later, so the text is the same.
     pub fn flush(&mut self) {
-        self.input.flush_to = self.input.n_pushed;
+        self.input.flush(self.input.n_pushed());
     }
 
     /// Declares the audio complete.
     pub fn finish(&mut self) {
-        self.input.finished = true;
+        self.input.finish();
     }
 
     /// The next thing the session has to say.
@@ -432,7 +216,7 @@ impl<B: Backend> Session<B> {
 
     /// Samples pushed so far.
     pub fn n_samples(&self) -> u64 {
-        self.input.n_pushed
+        self.input.n_pushed()
     }
 
     /// The model's delay in this session.
@@ -447,7 +231,7 @@ impl<B: Backend> Session<B> {
 
     /// Makes these frames; whether there are any. The same until [`encoded`](Self::encoded).
     pub(super) fn prepare_frames(&mut self) -> bool {
-        if self.input.finished && self.input.n_pushed == 0 {
+        if self.input.is_empty() {
             self.end();
             return false;
         }
@@ -457,15 +241,15 @@ impl<B: Backend> Session<B> {
 
     /// The stream and the prepared frames.
     pub(super) fn due_frames(&mut self) -> Option<(&mut B::Stream, &[f32])> {
-        let frames = self.segment.frontend.log_mel.as_slice();
+        let frames = self.segment.frontend.frames();
         Some((self.segment.stream.as_mut()?, frames))
     }
 
     /// Notes that the due frames were encoded.
     pub(super) fn encoded(&mut self) {
-        let log_mel = &mut self.segment.frontend.log_mel;
-        self.segment.n_encoded += log_mel.len() / (self.shared.filters.n_mels() * FRAMES_PER_TOKEN);
-        log_mel.clear();
+        let segment = &mut self.segment;
+        segment.n_encoded += segment.frontend.frames().len() / (self.shared.filters.n_mels() * FRAMES_PER_TOKEN);
+        segment.frontend.encoded();
     }
 
     /// What could be decoded next, if its audio is encoded.
@@ -488,7 +272,7 @@ impl<B: Backend> Session<B> {
     pub(super) fn span(&mut self, share: Share, lookahead: usize) -> (Span<'_, B::Stream>, Option<Ahead<'_>>) {
         let (keep_from, lookahead) = (self.segment.replay_start(), self.input.lookahead(lookahead));
         let segment = &mut self.segment;
-        let soon = segment.n_ahead() < Some(2 * lookahead) && segment.frontend.log_mel.is_empty();
+        let soon = segment.n_ahead() < Some(2 * lookahead) && segment.frontend.frames().is_empty();
         let (n, n_drafts) = (segment.n_certain, share.n_drafts);
         let whole = share.n_certain == n;
         segment.n_span = if whole { n + n_drafts } else { share.n_certain };
@@ -503,7 +287,7 @@ impl<B: Backend> Session<B> {
             n_top: self.n_top,
             predictions: Vec::with_capacity(1 + n_drafts),
         };
-        (span, soon.then_some(Ahead { frontend: &mut segment.frontend, input: &mut self.input, keep_from }))
+        (span, soon.then_some(Ahead::new(&mut segment.frontend, &mut self.input, keep_from)))
     }
 
     /// Takes the model's predictions after the span: those that follow right drafts only are what it says, the others
@@ -577,7 +361,7 @@ impl<B: Backend> Session<B> {
         if id != tokenizer.special.eos {
             return None;
         }
-        if moment < self.input.n_pushed {
+        if moment < self.input.n_pushed() {
             return Some(moment);
         }
         self.end();
@@ -591,9 +375,9 @@ impl<B: Backend> Session<B> {
 
     /// Goes on with a clean segment; what had been heard of its audio is worked on at once.
     pub(super) fn restart(&mut self, segment: Segment<B::Stream>) {
-        self.input.flush_to = self.input.flush_to.max(self.segment.frontend.fed_to());
+        self.input.flush(self.segment.frontend.fed_to());
         self.due_restart = None;
-        self.events.push_back(Event::Restart { time_ms: to_ms(segment.frontend.start) });
+        self.events.push_back(Event::Restart { time_ms: to_ms(segment.frontend.start()) });
         self.segment = segment;
     }
 
@@ -605,7 +389,7 @@ impl<B: Backend> Session<B> {
     /// Goes on with a segment that begins at the [`replay_point`](Self::replay_point). What has been said stays said: the
     /// new stream is fed the same tokens.
     pub(super) fn replay(&mut self, segment: Segment<B::Stream>) {
-        self.input.flush_to = self.input.flush_to.max(self.segment.frontend.fed_to());
+        self.input.flush(self.segment.frontend.fed_to());
         self.segment = segment;
     }
 
@@ -621,26 +405,23 @@ impl<B: Backend> Session<B> {
 
     /// How much audio is to be worked on at once from now on.
     pub(super) fn set_slices(&mut self, slices: Slices) {
-        self.input.slices = slices;
+        self.input.set_slices(slices);
     }
 
     /// Drops samples that have not been worked on.
     pub(super) fn forget_waiting(&mut self) {
-        let (fed_to, input) = (self.segment.frontend.fed_to(), &mut self.input);
-        input.samples.truncate((fed_to - input.samples_start) as usize);
-        input.n_pushed = fed_to;
+        self.input.truncate(self.segment.frontend.fed_to());
     }
 
     /// Whether all audio pushed so far leaves room for more: what is pushed beyond this waits in memory.
     pub fn wants_samples(&self) -> bool {
-        let pending = self.input.n_pushed - self.segment.frontend.fed_to();
-        !self.input.finished && pending < self.input.most_waiting() as u64
+        self.input.wants_samples(self.segment.frontend.fed_to())
     }
 
     /// Samples that are kept.
     #[cfg(test)]
     pub(super) fn n_kept(&self) -> usize {
-        self.input.samples.len()
+        self.input.n_kept()
     }
 
     /// The guesses that the next drafts are taken from.
@@ -659,16 +440,4 @@ impl<B: Backend> Session<B> {
 
 fn to_ms(sample: u64) -> u64 {
     sample * 1000 / u64::from(SAMPLE_RATE)
-}
-
-/// The chosen token and the likeliest other texts within the cutoff; nothing if there are none.
-fn alternatives(tokenizer: &Tokenizer, prediction: &Prediction, cutoff: f32) -> Vec<Alternative> {
-    let Some(&(_, best)) = prediction.top.first() else { return Vec::new() };
-    let near = |&(id, p): &(u32, f32)| {
-        let bytes = tokenizer.bytes(id).filter(|_| 1.0 - p / best <= cutoff)?;
-        // parts of characters are no texts
-        Some(Alternative { id, text: String::from_utf8(bytes.to_vec()).ok()?, probability: p })
-    };
-    let list: Vec<_> = prediction.top.iter().filter_map(near).take(N_ALTERNATIVES).collect();
-    if list.len() > 1 { list } else { Vec::new() }
 }
