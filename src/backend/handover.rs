@@ -115,10 +115,15 @@ impl<P: Export, S: Import> Handover<P, S> {
                 Place::Lost
             }
         };
-        if Arc::strong_count(&self.on_first) == 1 {
+        self.leave_first();
+        Ok(())
+    }
+
+    /// Frees the first backend when no stream is on it any more.
+    fn leave_first(&mut self) {
+        if self.failed && Arc::strong_count(&self.on_first) == 1 {
             self.first = None;
         }
-        Ok(())
     }
 
     fn second(&mut self) -> Result<&mut S> {
@@ -168,12 +173,10 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
                     return Ok(HandoverStream { place, delay });
                 }
                 Err(failure) if Arc::strong_count(&self.on_first) > 1 => return Err(failure),
-                Err(failure) => {
-                    self.turn(&failure)?;
-                    self.first = None;
-                }
+                Err(failure) => self.turn(&failure)?,
             }
         }
+        self.leave_first();
         Ok(HandoverStream { place: Place::Second(self.second()?.open(delay)?), delay })
     }
 
