@@ -7,8 +7,6 @@
 
 use std::time::Duration;
 
-use super::session::DueSpan;
-
 /// How far ahead tokens are guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Draft {
@@ -124,6 +122,14 @@ impl PassCosts {
             None => 1.0,
         }
     }
+}
+
+/// A span that could be decoded now.
+#[derive(Debug, Clone, Copy)]
+pub struct DueSpan {
+    /// Inputs that are certain, and the most drafts that can follow them.
+    pub n_certain: usize,
+    pub max_drafts: usize,
 }
 
 /// Rows of a span in the next pass.

@@ -15,7 +15,7 @@ use crate::model::params::{FRAMES_PER_TOKEN, SAMPLES_PER_TOKEN};
 use crate::model::{Delay, Tokenizer, Utf8Joiner};
 use crate::{Error, Result};
 
-use super::draft::{Acceptance, Share};
+use super::draft::{Acceptance, DueSpan, Share};
 use super::event::{Event, Token, TokenKind, alternatives};
 use super::frontend::{Ahead, Frontend, Input, Slices};
 
@@ -139,14 +139,6 @@ pub struct Session<B: Backend> {
     /// The sample to start again from: the model said EOS with audio left.
     due_restart: Option<u64>,
     pub(super) acceptance: Acceptance,
-}
-
-/// A span that could be decoded now.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct DueSpan {
-    /// Inputs that are certain, and the most drafts that can follow them.
-    pub n_certain: usize,
-    pub max_drafts: usize,
 }
 
 /// What came of a span.
