@@ -162,6 +162,24 @@ fn a_device_that_dies_in_a_long_recording_costs_no_word() {
 }
 
 #[test]
+fn a_device_that_failed_is_freed_when_no_stream_is_on_it() {
+    for failure in [Failure::Refused, Failure::Halfway, Failure::Dead] {
+        let mut engine = engine(20, failure);
+        let mut sessions = [0, 1].map(|_| engine.open(&SessionOptions::default()).unwrap());
+        sessions.iter_mut().for_each(|session| session.push(&recording("kal_computer")).unwrap());
+        let [a, b] = &mut sessions;
+        while engine.backend().is_on_first() {
+            assert!(engine.backend().memory_in_use().is_some());
+            engine.step(&mut [a, b]).unwrap();
+        }
+        for _ in 0..2 {
+            engine.step(&mut [a, b]).unwrap();
+        }
+        assert!(engine.backend().memory_in_use().is_none(), "{failure:?}");
+    }
+}
+
+#[test]
 fn an_exported_stream_goes_on_elsewhere_bit_for_bit() {
     let model = model();
     let mut cpu = Cpu::load(&model.weights, &backend_options()).unwrap();

@@ -7,7 +7,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::{Backend, BackendOptions, EncodeChunk, Prediction, Span, TraceSink};
+use super::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Prediction, Span, TraceSink};
 use crate::model::params::FRAMES_PER_TOKEN;
 use crate::model::{Delay, Weights};
 use crate::{Error, Result};
@@ -36,7 +36,8 @@ pub(crate) struct FakeStream {
     states: Vec<u64>,
     delay: Delay,
     lost: bool,
-    _counted: Arc<()>,
+    /// Counts the streams that take memory.
+    counted: Option<Arc<()>>,
 }
 
 fn hash(value: impl Hash) -> u64 {
@@ -56,8 +57,8 @@ impl Backend for Fake {
         if Arc::strong_count(&self.streams) > self.max_streams {
             return Err(Error::Backend("no memory".into()));
         }
-        let _counted = self.streams.clone();
-        Ok(FakeStream { embeddings: Vec::new(), states: Vec::new(), delay, lost: false, _counted })
+        let counted = Some(self.streams.clone());
+        Ok(FakeStream { embeddings: Vec::new(), states: Vec::new(), delay, lost: false, counted })
     }
 
     fn fork(&mut self, stream: &FakeStream) -> Result<FakeStream> {
@@ -71,8 +72,7 @@ impl Backend for Fake {
         self.n_calls += 1;
         self.fail()?;
         for chunk in batch {
-            chunk.stream.lost |= self.loses();
-            if chunk.stream.lost {
+            if self.loses(chunk.stream) {
                 continue;
             }
             let (tokens, rest) = (chunk.log_mel.chunks_exact(FRAMES_PER_TOKEN * self.n_mels), chunk.log_mel.len());
@@ -94,8 +94,7 @@ impl Backend for Fake {
         for span in &mut batch[..n] {
             let stream = &mut *span.stream;
             span.predictions.clear();
-            stream.lost |= self.loses();
-            if stream.lost {
+            if self.loses(stream) {
                 continue;
             }
             for (i, &id) in span.inputs.iter().enumerate() {
@@ -111,6 +110,7 @@ impl Backend for Fake {
     }
 
     fn rewind(&mut self, stream: &mut FakeStream, position: u64) {
+        assert!(stream.states.len() <= position as usize + MAX_REWIND, "rewind beyond what is kept");
         stream.states.truncate(position as usize);
     }
 
@@ -151,8 +151,11 @@ impl Fake {
         }
     }
 
-    fn loses(&self) -> bool {
-        self.lost_at.contains(&self.n_calls)
+    /// Whether the stream is lost, if only in this call; with it goes its memory.
+    fn loses(&self, stream: &mut FakeStream) -> bool {
+        stream.lost |= self.lost_at.contains(&self.n_calls);
+        stream.counted.take_if(|_| stream.lost);
+        stream.lost
     }
 
     fn predict(&self, state: u64, n_top: usize) -> Prediction {

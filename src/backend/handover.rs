@@ -115,7 +115,6 @@ impl<P: Export, S: Import> Handover<P, S> {
                 Place::Lost
             }
         };
-        self.leave_first();
         Ok(())
     }
 
@@ -194,6 +193,14 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
         Ok(HandoverStream { place, delay: stream.delay })
     }
 
+    fn can_fork(&self, stream: &Self::Stream) -> bool {
+        match &stream.place {
+            Place::First { .. } => !self.failed,
+            Place::Second(_) => true,
+            Place::Lost => false,
+        }
+    }
+
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, Self::Stream>]) -> Result<()> {
         let n_mels = self.weights.params.n_mels;
         if let Some(first) = self.first.as_mut().filter(|_| !self.failed) {
@@ -217,6 +224,7 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
         for chunk in batch.iter_mut() {
             self.migrate(chunk.stream)?;
         }
+        self.leave_first();
         let chunks = batch
             .iter_mut()
             .filter_map(|chunk| Some(EncodeChunk { stream: chunk.stream.second()?, log_mel: chunk.log_mel }));
@@ -244,6 +252,7 @@ impl<P: Export, S: Import> Backend for Handover<P, S> {
         for span in batch.iter_mut() {
             self.migrate(span.stream)?;
         }
+        self.leave_first();
         let second = self.second()?;
         decode_there(batch, HandoverStream::second, |spans| second.decode(spans))
     }

@@ -174,6 +174,11 @@ pub trait Backend: Sized + Send {
     /// When there is no memory for it, or the stream went with its device.
     fn fork(&mut self, stream: &Self::Stream) -> Result<Self::Stream>;
 
+    /// Whether that could be, where there is memory: a stream on a device that failed is left behind.
+    fn can_fork(&self, stream: &Self::Stream) -> bool {
+        !self.is_lost(stream)
+    }
+
     /// New mel frames of any number of streams → adapter embeddings, kept on the device.
     fn encode(&mut self, batch: &mut [EncodeChunk<'_, Self::Stream>]) -> Result<()>;
 

@@ -215,7 +215,9 @@ fn run<B: Backend + 'static>(
     best: usize,
 ) -> anyhow::Result<u8> {
     let room = engines.iter().filter_map(|engine| engine.backend().room_for_streams(USUAL_POSITIONS)).min();
-    let at_a_time = options.batch.unwrap_or(best.min(room.unwrap_or(best)).max(1));
+    // one more is what segments begin as copies of
+    let room = room.map_or(best, |n| n.saturating_sub(1));
+    let at_a_time = options.batch.unwrap_or(best.min(room).max(1));
     if options.worker {
         return worker::serve(engines, options, interrupted, at_a_time);
     }

@@ -13,7 +13,7 @@ pub enum Draft {
     /// As far as is worth it by what was measured so far.
     #[default]
     Auto,
-    /// So many for every stream, where its audio reaches; 0 is one token at a time. At most `MAX_REWIND - 1`.
+    /// So many for every stream, where there are embeddings for them; 0 is one token at a time. At most `MAX_REWIND - 1`.
     Fixed(usize),
 }
 
@@ -140,15 +140,17 @@ pub struct Share {
     pub n_drafts: usize,
 }
 
-/// Rows for each of these spans, in one pass of at most `max_rows`. Prompts get what steps leave, and a few rows in any case:
-/// steps that find no room beside those wait, others in every pass. What is left then are drafts. If `hurried`, prompts and
-/// drafts don't make the pass longer than [`HURRIED_ROWS`].
+/// Rows for each of these spans, in one pass of at most `max_rows` but for a fixed number of drafts, which every span gets.
+/// Prompts get what steps leave, and a few rows in any case: steps that find no room beside those wait, always the next ones
+/// after the `n_waited` before. What is left then are drafts. If `hurried`, prompts and drafts don't make the pass longer than
+/// [`HURRIED_ROWS`].
 pub fn allot(
     draft: Draft,
     costs: &PassCosts,
     spans: &[(DueSpan, Acceptance)],
     max_rows: usize,
     hurried: bool,
+    n_waited: &mut usize,
 ) -> Vec<Share> {
     let is_step = |(span, _): &&(DueSpan, Acceptance)| span.n_certain == 1;
     let n_steps = spans.iter().filter(is_step).count();
@@ -157,14 +159,15 @@ pub fn allot(
     let for_prompts = room.saturating_sub(n_steps).max(PROMPT_ROWS.min(max_rows.div_ceil(2)));
     let mut for_prompts = wanted.min(for_prompts);
     let n_waiting = (n_steps + for_prompts).saturating_sub(max_rows);
-    let first_waiting = costs.n_passes as usize % n_steps.max(1) * n_waiting;
+    let first_waiting = *n_waited % n_steps.max(1);
+    *n_waited = n_waited.wrapping_add(n_waiting);
     let mut spans = spans.to_vec();
     let mut shares = Vec::with_capacity(spans.len());
     let mut n_before = 0;
     for (span, _) in &mut spans {
         let n_certain = if span.n_certain == 1 {
             n_before += 1;
-            usize::from((n_before + first_waiting) % n_steps >= n_waiting)
+            usize::from((n_before - 1 + n_steps - first_waiting) % n_steps >= n_waiting)
         } else {
             let n_certain = span.n_certain.min(for_prompts);
             for_prompts -= n_certain;
@@ -255,7 +258,7 @@ mod tests {
         let mut costs = PassCosts::default();
         let mut n_drafts = Vec::new();
         for _ in 0..100 {
-            let shares = allot(Draft::Auto, &costs, spans, max_rows, false);
+            let shares = allot(Draft::Auto, &costs, spans, max_rows, false, &mut 0);
             n_drafts = shares.iter().map(|share| share.n_drafts).collect();
             let rows = shares.iter().map(|share| share.n_certain + share.n_drafts).sum();
             assert!(rows <= max_rows);
@@ -286,7 +289,7 @@ mod tests {
         let costs = |times: &[(usize, f64)]| {
             let mut costs = PassCosts::default();
             times.iter().for_each(|&(rows, time)| costs.record(rows, Duration::from_secs_f64(time)));
-            allot(Draft::Auto, &costs, &[span(63)], ROWS, false)[0].n_drafts
+            allot(Draft::Auto, &costs, &[span(63)], ROWS, false, &mut 0)[0].n_drafts
         };
         // the first pass says nothing
         let cpu = [(1, 9.0), (1, 0.149), (4, 0.171), (16, 0.272)];
@@ -311,7 +314,7 @@ mod tests {
     fn prompts_take_the_room_beside_steps() {
         let prompt = (DueSpan { n_certain: 39, max_drafts: 20 }, Acceptance::default());
         let rows = |spans: &[_]| {
-            let shares = allot(Draft::Fixed(3), &PassCosts::default(), spans, ROWS, false);
+            let shares = allot(Draft::Fixed(3), &PassCosts::default(), spans, ROWS, false, &mut 0);
             shares.into_iter().map(|share| (share.n_certain, share.n_drafts)).collect::<Vec<_>>()
         };
         assert_eq!(rows(&[span(2), prompt]), [(1, 2), (39, 3)]);
@@ -333,8 +336,9 @@ mod tests {
             let mut spans = vec![span(5); n_steps];
             spans.insert(n_steps / 2, prompt);
             let mut n_turns = vec![0; n_steps + 1];
+            let mut n_waited = 0;
             for _ in 0..200 {
-                let shares = allot(Draft::Auto, &costs, &spans, max_rows, hurried);
+                let shares = allot(Draft::Auto, &costs, &spans, max_rows, hurried, &mut n_waited);
                 let n_rows = shares.iter().map(|share| share.n_certain + share.n_drafts).sum();
                 assert!(n_rows <= max_rows && (n_rows == max_rows || hurried), "{n_rows} rows of {max_rows}");
                 assert_eq!(shares[n_steps / 2], Share { n_certain: for_prompt, n_drafts: 0 });
@@ -360,7 +364,8 @@ mod tests {
             }
             costs
         };
-        let wanted = |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)], ROWS, false)[0].n_drafts;
+        let wanted =
+            |acceptance| allot(Draft::Auto, &costs(0.1), &[(span(63).0, acceptance)], ROWS, false, &mut 0)[0].n_drafts;
         assert_eq!(wanted(acceptance), 0);
         (0..50).for_each(|_| acceptance.record(0, 0));
         assert!(wanted(acceptance) > 0);

@@ -48,11 +48,11 @@ pub use session::{Session, SessionOptions};
 
 use rayon::prelude::*;
 
-use crate::Result;
 use crate::audio::mel::MelFilters;
 use crate::backend::{Backend, BackendOptions, EncodeChunk, MAX_REWIND, Prediction};
 use crate::model::params::{FRAMES_PER_TOKEN, Params};
 use crate::model::{Delay, Model, Tokenizer};
+use crate::{Error, Result};
 
 /// One in so many sessions is to want frames before those that do get them.
 const GATHER: usize = 4;
@@ -79,6 +79,17 @@ pub struct Stats {
     /// The part of the passes and their time that went to prompts.
     pub n_prefills: u64,
     pub prefill: Duration,
+}
+
+impl Stats {
+    fn record_pass(&mut self, time: Duration, with_prompt: bool) {
+        self.decoder += time;
+        self.n_passes += 1;
+        if with_prompt {
+            self.prefill += time;
+            self.n_prefills += 1;
+        }
+    }
 }
 
 impl std::ops::Add for Stats {
@@ -134,6 +145,8 @@ pub struct Engine<B: Backend> {
     draft: Draft,
     costs: PassCosts,
     hurried: bool,
+    /// Steps that have waited for room in a pass so far.
+    n_waited: usize,
     /// Rounds for which frames have waited for those of other sessions.
     n_put_off: usize,
 }
@@ -150,7 +163,8 @@ impl<B: Backend> Engine<B> {
         let filters = Arc::new(MelFilters::new(params.n_mels, params.log_mel_max));
         let shared = Arc::new(Shared { tokenizer, filters });
         let (stats, draft, costs) = (Stats::default(), Draft::default(), PassCosts::default());
-        Self { backend, shared, opening: Opening::default(), stats, draft, costs, hurried: false, n_put_off: 0 }
+        let opening = Opening::default();
+        Self { backend, shared, opening, stats, draft, costs, hurried: false, n_waited: 0, n_put_off: 0 }
     }
 
     /// How far ahead tokens are guessed from now on. Never changes what is said.
@@ -237,6 +251,7 @@ impl<B: Backend> Engine<B> {
 
     /// Gives those sessions a new stream whose own was lost with its device.
     fn recover(&mut self, sessions: &mut [&mut Session<B>]) -> Result<()> {
+        self.opening.tidy(&self.backend);
         for session in sessions.iter_mut().filter(|s| !s.is_ended()) {
             if !session.stream().is_some_and(|stream| self.backend.is_lost(stream)) {
                 continue;
@@ -274,7 +289,9 @@ impl<B: Backend> Engine<B> {
                 batch.push(EncodeChunk { stream, log_mel });
             }
         }
-        self.backend.encode(&mut batch)?;
+        if let Err(error) = self.backend.encode(&mut batch) {
+            return self.after(error);
+        }
         self.stats.encoder += start.elapsed();
         self.stats.n_frames += n_frames as u64;
         self.stats.n_embeddings += (n_frames / FRAMES_PER_TOKEN) as u64;
@@ -296,7 +313,7 @@ impl<B: Backend> Engine<B> {
             return Ok(false);
         }
         let spans: Vec<_> = due.iter().map(|(span, session)| (*span, session.acceptance)).collect();
-        let shares = allot(self.draft, &self.costs, &spans, self.backend.max_rows(), self.hurried);
+        let shares = allot(self.draft, &self.costs, &spans, self.backend.max_rows(), self.hurried, &mut self.n_waited);
         let lookahead = self.lookahead();
         // what found no room waits
         let (mut due, shares): (Vec<_>, Vec<_>) =
@@ -321,15 +338,10 @@ impl<B: Backend> Engine<B> {
                     self.backend.rewind(stream, position);
                 }
             }
-            return Err(error);
+            return self.after(error);
         }
         self.costs.record(n_rows, time);
-        self.stats.decoder += time;
-        self.stats.n_passes += 1;
-        if due.iter().any(|(span, _)| span.n_certain > 1) {
-            self.stats.prefill += time;
-            self.stats.n_prefills += 1;
-        }
+        self.stats.record_pass(time, due.iter().any(|(span, _)| span.n_certain > 1));
         for ((_, session), predictions) in due.into_iter().zip(predictions) {
             let confirmed = session.confirm(predictions);
             session.acceptance.record(confirmed.n_drafts, confirmed.n_right);
@@ -346,9 +358,14 @@ impl<B: Backend> Engine<B> {
         Ok(true)
     }
 
+    /// What a failed call comes to: it is made again if there was memory to free.
+    fn after(&mut self, error: Error) -> Result<bool> {
+        if self.opening.give_up() { Ok(true) } else { Err(error) }
+    }
+
     /// A clean state for the audio from sample `start` on, whose first tokens are `said` already.
     fn segment(&mut self, start: u64, delay: Delay, said: &[u32]) -> Result<Segment<B::Stream>> {
-        let (stream, n_done) = self.opening.open(&mut self.backend, &self.shared, delay)?;
+        let (stream, n_done) = self.opening.open(&mut self.backend, &self.shared, delay, &mut self.stats)?;
         Ok(Segment::new(&self.shared, stream, n_done, start, delay, said))
     }
 }

@@ -256,7 +256,10 @@ impl<B: Backend> Session<B> {
             }
             return None;
         };
-        Some(DueSpan { n_certain: segment.n_certain, max_drafts: n_ahead.min(MAX_REWIND - 1) })
+        Some(DueSpan {
+            n_certain: segment.n_certain,
+            max_drafts: n_ahead.min(MAX_REWIND.saturating_sub(segment.n_certain)),
+        })
     }
 
     /// That span, or the first inputs of a prompt, and the frames that will be wanted soon. Drafts are the model's own

@@ -18,7 +18,7 @@ pub enum Failure {
 /// Works like `B` but for one call.
 pub struct Failing<B> {
     backend: B,
-    /// Calls (open, encode, decode) before the one that fails.
+    /// Calls (open, fork, encode, decode) before the one that fails.
     calls_left: usize,
     failure: Failure,
     dead: bool,
@@ -71,6 +71,11 @@ impl<B: Backend> Backend for Failing<B> {
 
     fn max_rows(&self) -> usize {
         self.backend.max_rows()
+    }
+
+    /// It has some as long as it is there.
+    fn memory_in_use(&self) -> Option<u64> {
+        Some(1)
     }
 
     fn decoder_bytes(&self) -> u64 {

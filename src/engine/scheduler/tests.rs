@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::worker::AHEAD;
 use super::*;
 use crate::backend::fake::Fake;
+use crate::engine::Draft;
 use crate::engine::tests::{engine, noise, options, transcribe};
 
 /// Ids and text by job.
@@ -79,6 +80,54 @@ proptest! {
         prop_assert_eq!(scheduler.stats().n_tokens, n_tokens as u64);
         for (id, outcome) in &ends {
             prop_assert!(outcome.error.is_none() && !outcome.cancelled);
+            prop_assert_eq!(outcome.n_samples, jobs[*id as usize].0 as u64);
+            prop_assert_eq!(said.get(id), expected.get(id));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    /// So many at a time that nobody waits for first words; memory that doesn't hold all, lost streams and failing calls. What
+    /// is lost is fed again up to 15 s, and no input here is longer.
+    #[test]
+    fn many_at_a_time_say_what_they_say_alone(
+        jobs in prop::collection::vec((0usize..200_000, 2000usize..30_000, 80u64..20_000, 0u8..12), 9..24),
+        batch in 6usize..24,
+        n_engines in 1usize..3,
+        eos_in in prop::sample::select(vec![15u64, 100, u64::MAX]),
+        max_rows in prop::sample::select(vec![1usize, 3, 8, 64, 128]),
+        draft in prop::sample::select(vec![Draft::Auto, Draft::Fixed(0), Draft::Fixed(5), Draft::Fixed(127)]),
+        lost_at in prop::collection::vec(1u64..300, 0..3),
+        fails_at in prop::collection::vec(1u64..300, 0..3),
+        max_streams in prop::sample::select(vec![2usize, 5, 9, usize::MAX]),
+    ) {
+        let engine_of = |_| {
+            let mut engine = engine(eos_in);
+            engine.backend.max_rows = max_rows;
+            engine.backend.lost_at = lost_at.clone();
+            engine.backend.fails_at = fails_at.clone();
+            engine.backend.max_streams = max_streams;
+            engine.set_draft(draft);
+            engine
+        };
+        let scheduler = scheduler((0..n_engines).map(engine_of).collect(), batch);
+        let mut alone = engine(eos_in);
+        let mut expected = HashMap::new();
+        for (i, &(n, portion, interval_ms, live)) in jobs.iter().enumerate() {
+            let options = options(interval_ms, [480, 80, 480, 2400][i % 4]);
+            let samples = noise(n, i as u32);
+            expected.insert(i as u64, transcribe(&mut alone, &samples, &options));
+            scheduler.submit(Job { live: live == 0, ..job(i as u64, &options, samples, portion) });
+        }
+        let (said, ends) = collect(&scheduler, jobs.len());
+        for (id, outcome) in &ends {
+            if outcome.error.is_some() {
+                prop_assert!(!fails_at.is_empty(), "{:?}", outcome.error);
+                continue;
+            }
+            prop_assert!(!outcome.cancelled);
             prop_assert_eq!(outcome.n_samples, jobs[*id as usize].0 as u64);
             prop_assert_eq!(said.get(id), expected.get(id));
         }
