@@ -45,7 +45,7 @@ pub struct BenchOptions {
     #[arg(short = 'i', long, value_name = "FILE")]
     pub input: Option<PathBuf>,
 
-    /// Times that it is transcribed, after once to warm up
+    /// Times that it is transcribed, after two to warm up
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub runs: u16,
 
