@@ -23,20 +23,22 @@ const HURRIED_ROWS: usize = 16;
 const PROMPT_ROWS: usize = 8;
 /// Numbers of drafts that are considered, and how many of them are right in the usual case: Jacobi iteration by the shipped
 /// model on English speech with pauses, several speakers, smoothed. Falling in profit from row to row.
-const LEVELS: [(usize, f64); 12] = [
+const LEVELS: [(usize, f64); 11] = [
     (1, 0.5),
     (3, 1.2),
     (5, 1.83),
-    (7, 2.42),
-    (11, 3.4),
-    (15, 4.3),
-    (23, 5.9),
+    (7, 2.43),
+    (15, 4.25),
+    (23, 5.8),
     (31, 7.3),
-    (47, 9.8),
-    (63, 12.1),
-    (95, 16.6),
+    (47, 9.75),
+    (63, 12.15),
+    (95, 16.9),
     (127, 20.9),
 ];
+
+/// More rows are to bring so much more: less is within what measurements err by.
+const MARGIN: f64 = 1.03;
 
 /// The usual number of right ones among so many drafts.
 fn usually_right(n_drafts: usize) -> f64 {
@@ -222,7 +224,7 @@ fn drafts(
                 n_rows += rows;
                 tokens += gain;
                 let speed = tokens / costs.estimate(n_rows);
-                if speed > best.0 {
+                if speed > best.0 * MARGIN {
                     best = (speed, k + 1);
                 }
             }
@@ -281,7 +283,7 @@ mod tests {
     #[test]
     fn the_best_number_is_found_between_measured_ones() {
         assert_eq!(settle_at(|rows| f64::max(0.15, 0.025 * rows as f64), &[span(63)]), [5]);
-        assert_eq!(settle_at(|rows| f64::max(0.15, 0.012 * rows as f64), &[span(63)]), [11]);
+        assert_eq!(settle_at(|rows| f64::max(0.15, 0.012 * rows as f64), &[span(63)]), [15]);
     }
 
     #[test]
@@ -293,7 +295,7 @@ mod tests {
         };
         // the first pass says nothing
         let cpu = [(1, 9.0), (1, 0.149), (4, 0.171), (16, 0.272)];
-        assert_eq!([2, 3, 4].map(|n| costs(&cpu[..n])), [3, 15, 11]);
+        assert_eq!([2, 3, 4].map(|n| costs(&cpu[..n])), [3, 15, 7]);
         let gpu = [(1, 9.0), (1, 2.57e-3), (4, 2.58e-3), (16, 2.75e-3)];
         assert_eq!([2, 3, 4].map(|n| costs(&gpu[..n])), [3, 15, 63]);
     }
