@@ -344,19 +344,19 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             }
         };
         // What the end of wo and w2 adds to and multiplies with. When every thread has at most four elements, they are
-        // loaded before the products, and so are the rotations of qkv.
+        // loaded before the products, and so are the rotations of qkv; nothing waits for them before the end.
         struct Addend {
-            float4 residual, weight;
+            float4 residual, weight, factor;
         };
         auto addend = [&](int row, int n) {
             const size_t at = static_cast<size_t>(row) * p.width + n;
-            Addend a{__ldcg(reinterpret_cast<const float4*>(p.residual + at)),
-                     scaled(*reinterpret_cast<const float4*>(norm_weight + n), power_below(s.inverse[row]))};
+            Addend a;
+            a.residual = __ldcg(reinterpret_cast<const float4*>(p.residual + at));
+            a.weight = *reinterpret_cast<const float4*>(norm_weight + n);
+            a.factor = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
             if (kind == WO) {
                 const float* factors = p.rows[row].ffn_scale + static_cast<size_t>(layer) * p.width + n;
-                const float4 f = *reinterpret_cast<const float4*>(factors);
-                a.weight = make_float4(__fmul_rn(a.weight.x, f.x), __fmul_rn(a.weight.y, f.y),
-                                       __fmul_rn(a.weight.z, f.z), __fmul_rn(a.weight.w, f.w));
+                a.factor = *reinterpret_cast<const float4*>(factors);
             }
             return a;
         };
@@ -365,7 +365,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         };
         const bool early = NT == 1 && share.count * places.padded * 4 <= THREADS && share.count <= round_tiles;
         // zeros, so that nothing has to be kept from phase to phase
-        Addend ready{make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+        Addend ready{};
         float4 ready_turns = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         // Adds the parts of the sums of this block's tiles begin .. begin + tiles - 1 and does what the phase does with them: four
         // features of a row a thread.
@@ -382,7 +382,12 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             auto add_to_residual = [&](int row, int n, float4 sum) {
                 const Addend a = early ? ready : addend(row, n);
                 const int to = norm == 2 * p.n_layers ? s.head_row[row] : row;
-                store_residual(p, norm, row, to, n, added(a.residual, sum), a.weight);
+                float4 weight = scaled(a.weight, power_below(s.inverse[row]));
+                if (kind == WO) {
+                    weight = make_float4(__fmul_rn(weight.x, a.factor.x), __fmul_rn(weight.y, a.factor.y),
+                                         __fmul_rn(weight.z, a.factor.z), __fmul_rn(weight.w, a.factor.w));
+                }
+                store_residual(p, norm, row, to, n, added(a.residual, sum), weight);
             };
             block_sync();
             const int items = tiles * places.padded * 4;
@@ -504,9 +509,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         };
 
         const int steps = (share.end - share.begin + WARPS - 1) / WARPS;
-        if (kind == QKV && blockIdx.x < s.prefix[n_groups] * p.n_kv_heads) {
-            prefetch_unit(attention_unit_of(p, s, n_groups, layer, blockIdx.x));
-        }
+        if (kind == QKV) prefetch_units(p, s, n_groups, layer);
         if (adds) {
             // the end of the phase should not wait for device memory
             for (int i = tid; i < share.count; i += THREADS) {
@@ -521,6 +524,11 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             if (tid == 0) barrier_arrive(x_barrier);
         }
 #endif
+        Squares<NT> squares;
+        auto scale_rows = [&]() {
+            squares.load(p, norm, rows, warp, lane);
+            row_scales<NT>(p, s, squares, norm, rows, warp, lane);
+        };
         // the phase's products, with weights of 16 bits or 8
         auto multiply = [&](auto int8) {
             constexpr bool INT8 = decltype(int8)::value;
@@ -528,7 +536,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #if BULK_COPY
                 using Plan = WidePlan<NT, TG>;
                 const int row_warp = warp % Plan::ROW_WARPS, tile_warp = warp / Plan::ROW_WARPS;
-                if (normed) row_scales<NT>(p, s, norm, rows, warp, lane);
+                if (normed) scale_rows();
                 for (int group = 0; group < share.count; group += TG) {
                     const int group_tiles = min(TG, share.count - group);
                     float total[Plan::TW][Plan::NW][4];
@@ -562,7 +570,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 uint4 b[STEPS][NT][2];
 #pragma unroll
                 for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + i * WARPS);
-                if (normed) row_scales<NT>(p, s, norm, rows, warp, lane);
+                if (normed) squares.load(p, norm, rows, warp, lane);
                 if (early && (adds || kind == QKV)) {
                     int row, local;
                     places.split(tid >> 2, row, local);
@@ -575,6 +583,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                         }
                     }
                 }
+                if (normed && share.count == 0) row_scales<NT>(p, s, squares, norm, rows, warp, lane);
                 for (int begin = 0; begin < share.count; begin += round_tiles) {
                     const int tiles = min(round_tiles, share.count - begin);
                     block_sync();  // the sums of the round before have been read
@@ -615,12 +624,13 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                         }
                         store_sums(acc, warp, local, 0);
                     }
+                    if (normed && begin == 0) row_scales<NT>(p, s, squares, norm, rows, warp, lane);
                     finish(begin, tiles);
                 }
             } else {
                 uint4 b[NT][2];
                 load_x(b, piece0);
-                if (normed) row_scales<NT>(p, s, norm, rows, warp, lane);
+                if (normed) scale_rows();
                 for (int group = 0; group < share.count; group += TG) {
                     const int group_tiles = min(TG, share.count - group);
                     float acc[TG][NT][4];

@@ -436,29 +436,43 @@ __device__ __forceinline__ float inverse_rms(const P& p, int norm, int row, int 
 
 // What the sums of a product with normed rows are multiplied by, and `inverse` for those who write the next norm's rows.
 // Norms are counted from the first layer's on; rows of the last one are those of the head. A warp has up to NT rows, whose
-// loads do not wait for each other; the sums are those of `inverse_rms`.
+// loads do not wait for each other, nor whoever asks for the first of them until `row_scales` needs them; the sums are those of
+// `inverse_rms`.
 template <int NT>
-__device__ __forceinline__ void row_scales(const DecoderPass& p, Shared& s, int norm, int rows, int warp, int lane) {
-    const bool last = norm == 2 * p.n_layers;
-    const int tiles = (p.dim + 15) / 16;
-    const float* squares = p.squares + static_cast<size_t>((norm & 1) * MAX_ROWS + warp) * tiles;
-    constexpr int AHEAD = NT == 1 ? 8 : NT == 2 ? 4 : NT < 8 ? 3 : 2;
-    float sums[NT] = {};
-    for (int first = lane; first < tiles; first += AHEAD * 32) {
-        float square[AHEAD][NT];
+struct Squares {
+    static constexpr int AHEAD = NT == 1 ? 8 : NT == 2 ? 4 : NT < 8 ? 3 : 2;
+    float values[AHEAD][NT];
+
+    // The tiles first, first + 32, ... of the warp's rows.
+    __device__ __forceinline__ void load(const DecoderPass& p, int norm, int rows, int warp, int first) {
+        const int tiles = (p.dim + 15) / 16;
+        const float* squares = p.squares + static_cast<size_t>((norm & 1) * MAX_ROWS + warp) * tiles;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
 #pragma unroll
             for (int j = 0; j < NT; j++) {
                 const bool valid = first + i * 32 < tiles && warp + j * WARPS < rows;
-                square[i][j] = valid ? __ldcg(squares + j * WARPS * tiles + first + i * 32) : 0.0f;
+                values[i][j] = valid ? __ldcg(squares + j * WARPS * tiles + first + i * 32) : 0.0f;
             }
         }
+    }
+};
+// `squares` has the first ones, of tiles from `lane` on.
+template <int NT>
+__device__ __forceinline__ void row_scales(const DecoderPass& p, Shared& s, Squares<NT>& squares, int norm, int rows, int warp,
+                                           int lane) {
+    const bool last = norm == 2 * p.n_layers;
+    const int tiles = (p.dim + 15) / 16;
+    float sums[NT] = {};
+    for (int first = lane;;) {
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
+        for (int i = 0; i < Squares<NT>::AHEAD; i++) {
 #pragma unroll
-            for (int j = 0; j < NT; j++) sums[j] = __fadd_rn(sums[j], square[i][j]);
+            for (int j = 0; j < NT; j++) sums[j] = __fadd_rn(sums[j], squares.values[i][j]);
         }
+        first += Squares<NT>::AHEAD * 32;
+        if (first - lane >= tiles) break;
+        squares.load(p, norm, rows, warp, first);
     }
 #pragma unroll
     for (int j = 0; j < NT; j++) {

@@ -52,13 +52,18 @@ __device__ __forceinline__ AttentionUnit attention_unit_of(const DecoderPass& p,
     return a;
 }
 
-// Asks for a unit's part of the cache while this block still does other things.
-__device__ __forceinline__ void prefetch_unit(const AttentionUnit& a) {
-    const int from = max(a.low - a.start, 0) & ~31, to = (min(a.high - a.start, CHUNK - 1) | 31) + 1;
-    const int parts = (to - from) * HEAD_DIM * 2 / 2048;
-    for (int i = threadIdx.x; i < 2 * parts; i += THREADS) {
-        const real16* plane = i < parts ? a.keys : a.values;
-        prefetch_l2(plane + from * HEAD_DIM + (i < parts ? i : i - parts) * 1024, 2048);
+// Asks for the cache that the first unit of every block will read, while the blocks still do other things. Blocks share it
+// out evenly: one that has to bring more than the others would be late with its weights.
+__device__ __forceinline__ void prefetch_units(const DecoderPass& p, const Shared& s, int n_groups, int layer) {
+    constexpr int PIECE = 2048, PIECES = CHUNK * HEAD_DIM * 2 / PIECE;  // of a unit's keys, and of its values
+    const int units = min(s.prefix[n_groups] * p.n_kv_heads, static_cast<int>(gridDim.x));
+    for (int i = blockIdx.x + gridDim.x * threadIdx.x; i < units * 2 * PIECES; i += gridDim.x * THREADS) {
+        const AttentionUnit a = attention_unit_of(p, s, n_groups, layer, i / (2 * PIECES));
+        const int piece = i % PIECES, first = a.start + piece * (CHUNK / PIECES);
+        // values lie by blocks of 32 positions
+        if ((first | 31) < a.low || (first & ~31) > a.high) continue;
+        const real16* plane = i / PIECES % 2 == 0 ? a.keys : a.values;
+        prefetch_l2(plane + piece * (PIECE / 2), PIECE);
     }
 }
 
