@@ -145,70 +145,6 @@ struct RowPlaces {
     }
 };
 
-#if BULK_COPY
-// What wide kernels do with sums where they are, in the registers of a warp: lane (g, t) has features g and g + 8 of tile i by
-// rows 2t and 2t + 1 of each eight.
-//
-// Gates and ups of the same rows and features are in the same lanes.
-template <typename Plan, typename TileAt>
-__device__ __forceinline__ void store_gated(const DecoderPass& p, const Shared& s,
-                                            const float (&total)[Plan::TW][Plan::NW][4], int n_own, int rows, int row_warp,
-                                            int lane, TileAt tile_at) {
-    const int g = lane >> 2, t = lane & 3;
-#pragma unroll
-    for (int j = 0; j < Plan::NW; j++) {
-        const int row0 = (row_warp * Plan::NW + j) * 8;
-        if (row0 >= rows) break;
-        const float2 scale = *reinterpret_cast<const float2*>(&s.scale[row0 + t * 2]);
-#pragma unroll
-        for (int i = 0; i < Plan::TW; i++) {
-            if (i >= n_own) break;
-            const float* sums = total[i][j];
-            const uint32_t pair = pack16(silu_times(__fmul_rn(sums[0], scale.x), __fmul_rn(sums[2], scale.x)),
-                                         silu_times(__fmul_rn(sums[1], scale.y), __fmul_rn(sums[3], scale.y)));
-            // to features 2t and 2t + 1 of row g
-            uint32_t turned;
-            asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
-            if (row0 + g >= rows) continue;
-            *reinterpret_cast<uint32_t*>(p.activated + activation_index(row0 + g, tile_at(i) * 8 + t * 2)) = turned;
-        }
-    }
-}
-
-// The best of a warp's logits of each row, and all of them where they are asked for.
-template <typename Plan, bool INT8, typename TileAt>
-__device__ __forceinline__ void rank_logits(const DecoderPass& p, Shared& s, const float (&total)[Plan::TW][Plan::NW][4],
-                                            int n_own, int rows, int row_warp, int lane, TileAt tile_at) {
-    const int g = lane >> 2, t = lane & 3;
-#pragma unroll
-    for (int j = 0; j < Plan::NW; j++) {
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int row = (row_warp * Plan::NW + j) * 8 + t * 2 + e;
-            if ((row_warp * Plan::NW + j) * 8 >= rows) break;
-            const float scale = s.scale[row];
-            unsigned long long best = 0;
-#pragma unroll
-            for (int i = 0; i < Plan::TW; i++) {
-#pragma unroll
-                for (int high = 0; high < 2; high++) {
-                    const int n = tile_at(i) * 16 + g + high * 8;
-                    if (i >= n_own || n >= p.vocab || row >= rows) continue;
-                    float y = total[i][j][high * 2 + e];
-                    if (INT8) y = __fmul_rn(y, p.head_scales[n]);
-                    y = __fmul_rn(y, scale);
-                    best = max(best, ranking_key(y, n));
-                    if (p.logits) p.logits[static_cast<size_t>(row) * p.vocab + n] = y;
-                }
-            }
-#pragma unroll
-            for (int o = 4; o < 32; o *= 2) best = max(best, __shfl_xor_sync(~0u, best, o));
-            if (g == 0 && row < rows) atomicMax(&s.best[row], best);
-        }
-    }
-}
-#endif
-
 // NT: tiles of 8 rows (the pass has at most 8 * NT rows). TG: tiles of 16 weight rows that a warp carries at once; with
 // TG = 1 a warp keeps its whole part of x in registers and goes through its tiles one by one, otherwise it reads x once for
 // every TG tiles, a piece ahead of its use. WIDE: for many rows, see decoder_wide.cuh; the block carries TG tiles then.
@@ -527,7 +463,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         Squares<NT> squares;
         auto scale_rows = [&]() {
             squares.load(p, norm, rows, warp, lane);
-            row_scales<NT>(p, s, squares, norm, rows, warp, lane);
+            row_scales(p, s, squares, norm, rows, warp, lane);
         };
         // the phase's products, with weights of 16 bits or 8
         auto multiply = [&](auto int8) {
@@ -583,7 +519,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                         }
                     }
                 }
-                if (normed && share.count == 0) row_scales<NT>(p, s, squares, norm, rows, warp, lane);
+                if (normed && share.count == 0) row_scales(p, s, squares, norm, rows, warp, lane);
                 for (int begin = 0; begin < share.count; begin += round_tiles) {
                     const int tiles = min(round_tiles, share.count - begin);
                     block_sync();  // the sums of the round before have been read
@@ -624,7 +560,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                         }
                         store_sums(acc, warp, local, 0);
                     }
-                    if (normed && begin == 0) row_scales<NT>(p, s, squares, norm, rows, warp, lane);
+                    if (normed && begin == 0) row_scales(p, s, squares, norm, rows, warp, lane);
                     finish(begin, tiles);
                 }
             } else {

@@ -434,10 +434,7 @@ __device__ __forceinline__ float inverse_rms(const P& p, int norm, int row, int 
     return 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(p.dim) + p.eps);
 }
 
-// What the sums of a product with normed rows are multiplied by, and `inverse` for those who write the next norm's rows.
-// Norms are counted from the first layer's on; rows of the last one are those of the head. A warp has up to NT rows, whose
-// loads do not wait for each other, nor whoever asks for the first of them until `row_scales` needs them; the sums are those of
-// `inverse_rms`.
+// Sums of squares of a warp's rows, up to NT of them, on their way: nobody waits for the loads before `row_scales` needs them.
 template <int NT>
 struct Squares {
     static constexpr int AHEAD = NT == 1 ? 8 : NT == 2 ? 4 : NT < 8 ? 3 : 2;
@@ -457,7 +454,10 @@ struct Squares {
         }
     }
 };
-// `squares` has the first ones, of tiles from `lane` on.
+
+// What the sums of a product with normed rows are multiplied by, and `inverse` for those who write the next norm's rows.
+// Norms are counted from the first layer's on; rows of the last one are those of the head. `squares` has the first ones, of
+// tiles from `lane` on. The sums are those of `inverse_rms`.
 template <int NT>
 __device__ __forceinline__ void row_scales(const DecoderPass& p, Shared& s, Squares<NT>& squares, int norm, int rows, int warp,
                                            int lane) {

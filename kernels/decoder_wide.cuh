@@ -312,6 +312,68 @@ private:
     }
 };
 
+// What wide kernels do with sums where they are, in the registers of a warp: lane (g, t) has features g and g + 8 of tile i by
+// rows 2t and 2t + 1 of each eight.
+//
+// Gates and ups of the same rows and features are in the same lanes.
+template <typename Plan, typename TileAt>
+__device__ __forceinline__ void store_gated(const DecoderPass& p, const Shared& s,
+                                            const float (&total)[Plan::TW][Plan::NW][4], int n_own, int rows, int row_warp,
+                                            int lane, TileAt tile_at) {
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int j = 0; j < Plan::NW; j++) {
+        const int row0 = (row_warp * Plan::NW + j) * 8;
+        if (row0 >= rows) break;
+        const float2 scale = *reinterpret_cast<const float2*>(&s.scale[row0 + t * 2]);
+#pragma unroll
+        for (int i = 0; i < Plan::TW; i++) {
+            if (i >= n_own) break;
+            const float* sums = total[i][j];
+            const uint32_t pair = pack16(silu_times(__fmul_rn(sums[0], scale.x), __fmul_rn(sums[2], scale.x)),
+                                         silu_times(__fmul_rn(sums[1], scale.y), __fmul_rn(sums[3], scale.y)));
+            // to features 2t and 2t + 1 of row g
+            uint32_t turned;
+            asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+            if (row0 + g >= rows) continue;
+            *reinterpret_cast<uint32_t*>(p.activated + activation_index(row0 + g, tile_at(i) * 8 + t * 2)) = turned;
+        }
+    }
+}
+
+// The best of a warp's logits of each row, and all of them where they are asked for.
+template <typename Plan, bool INT8, typename TileAt>
+__device__ __forceinline__ void rank_logits(const DecoderPass& p, Shared& s, const float (&total)[Plan::TW][Plan::NW][4],
+                                            int n_own, int rows, int row_warp, int lane, TileAt tile_at) {
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int j = 0; j < Plan::NW; j++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int row = (row_warp * Plan::NW + j) * 8 + t * 2 + e;
+            if ((row_warp * Plan::NW + j) * 8 >= rows) break;
+            const float scale = s.scale[row];
+            unsigned long long best = 0;
+#pragma unroll
+            for (int i = 0; i < Plan::TW; i++) {
+#pragma unroll
+                for (int high = 0; high < 2; high++) {
+                    const int n = tile_at(i) * 16 + g + high * 8;
+                    if (i >= n_own || n >= p.vocab || row >= rows) continue;
+                    float y = total[i][j][high * 2 + e];
+                    if (INT8) y = __fmul_rn(y, p.head_scales[n]);
+                    y = __fmul_rn(y, scale);
+                    best = max(best, ranking_key(y, n));
+                    if (p.logits) p.logits[static_cast<size_t>(row) * p.vocab + n] = y;
+                }
+            }
+#pragma unroll
+            for (int o = 4; o < 32; o *= 2) best = max(best, __shfl_xor_sync(~0u, best, o));
+            if (g == 0 && row < rows) atomicMax(&s.best[row], best);
+        }
+    }
+}
+
 template <int NT, int TILES, bool WIDE>
 using RingOf = std::conditional_t<WIDE, WideRing<NT, TILES>, Ring>;
 #else
