@@ -4,7 +4,8 @@
 //!     cargo bench --bench cpu -- --full DIR   # the real model's dimensions, synthetic weights
 //!
 //! `--full` writes an 8.86 GB checkpoint into DIR unless it is there, and needs that much memory free: a step is compared
-//! with a plain read of the same weights, so they must be in the page cache. `--threads N` as for the program.
+//! with a plain read of the same weights, so they must be in the page cache. `--threads N` as for the program; `--isa NAME`
+//! for another instruction set than the machine's best.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -13,7 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::synthetic::Preset;
-use voxtral::backend::cpu::Cpu;
+use voxtral::backend::cpu::{Cpu, simd::Isa};
 use voxtral::backend::{Backend, BackendOptions, EncodeChunk, Span};
 use voxtral::model::params::TransformerParams;
 use voxtral::{Delay, Engine, Model, SessionOptions};
@@ -25,18 +26,25 @@ const PASS_ROWS: [usize; 11] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 64];
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let (mut full, mut options) = (None, BackendOptions::default());
+    let mut isa = Isa::available()[0];
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--full" => full = Some(arguments.next().expect("--full needs a directory")),
             "--threads" => options.threads = arguments.next().and_then(|n| n.parse().ok()),
+            "--isa" => {
+                let name = arguments.next().expect("--isa needs a name");
+                let all = Isa::available();
+                let named = all.iter().find(|isa| format!("{isa:?}").eq_ignore_ascii_case(&name));
+                isa = *named.unwrap_or_else(|| panic!("this machine has {all:?}"));
+            }
             _ => {} // cargo adds --bench
         }
     }
     let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    println!("commit {}, {}, {threads} threads", env!("VOX_COMMIT"), machine());
+    println!("commit {}, {}, {isa:?}, {threads} threads", env!("VOX_COMMIT"), machine());
     match full {
-        None => end_to_end(&support::tiny_model(), &options),
-        Some(dir) => stages(Path::new(&dir), &options),
+        None => end_to_end(&support::tiny_model(), &options, isa),
+        Some(dir) => stages(Path::new(&dir), &options, isa),
     }
 }
 
@@ -62,10 +70,12 @@ fn median_of(mut work: impl FnMut()) -> Duration {
     median(&mut times)
 }
 
-fn end_to_end(dir: &Path, options: &BackendOptions) {
+fn end_to_end(dir: &Path, options: &BackendOptions, isa: Isa) {
     let samples = support::recording("long_mixed");
     let seconds = samples.len() as f64 / 16_000.0;
-    let mut engine = Engine::<Cpu>::load(Model::open(dir).unwrap(), options).unwrap();
+    let model = Model::open(dir).unwrap();
+    let cpu = Cpu::with_isa(&model.weights, options, isa).unwrap();
+    let mut engine = Engine::new(cpu, model.tokenizer, &model.params);
     let time = median_of(|| {
         let mut session = engine.open(&SessionOptions::default()).unwrap();
         session.push(&samples).unwrap();
@@ -84,14 +94,14 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-fn stages(dir: &Path, options: &BackendOptions) {
+fn stages(dir: &Path, options: &BackendOptions, isa: Isa) {
     if !dir.join("consolidated.safetensors").exists() {
         println!("writing a synthetic checkpoint to {}", dir.display());
         Preset::full().write(dir, None).unwrap();
     }
-    let load = median_of(|| drop(Cpu::load(&Model::open(dir).unwrap().weights, options).unwrap()));
+    let load = median_of(|| drop(Cpu::with_isa(&Model::open(dir).unwrap().weights, options, isa).unwrap()));
     let model = Model::open(dir).unwrap();
-    let mut cpu = Cpu::load(&model.weights, options).unwrap();
+    let mut cpu = Cpu::with_isa(&model.weights, options, isa).unwrap();
     println!("model load: {:.0} ms", ms(load));
 
     let n_tokens = 64; // of audio: one encoder pass

@@ -3,6 +3,7 @@
 //! Every output is one dot product over `k`, reduced in one fixed order: blocks of [`BLOCK`] elements, in each block one
 //! vector accumulator that runs through it, the blocks' vectors added in order, the lanes last. Neither the number of
 //! rows, nor the kernel, nor the split over threads touches that order, so a row's results never depend on its company.
+//! [AMX](super::amx) has an order of its own, of which the same is true.
 //!
 //! One row is bound by memory: weights are read in the order of the file. From a few rows on both count, memory and
 //! arithmetic, and neither may wait for the other: tiles of sums stay in registers, what they read is in L1, and weights
@@ -23,9 +24,9 @@ use crate::model::weights::Tensor;
 /// Elements of `k` that one accumulator runs through.
 const BLOCK: usize = 512;
 /// Weight bytes of one task, at least: enough to be worth a thread's while.
-const TASK_BYTES: usize = 64 << 10;
+pub(super) const TASK_BYTES: usize = 64 << 10;
 /// Tasks of a thread in one product, at least, so that all threads end at about the same time.
-const TASKS_PER_THREAD: usize = 4;
+pub(super) const TASKS_PER_THREAD: usize = 4;
 /// Weights of one row fetched ahead of need.
 const PREFETCH: usize = 4096;
 /// Columns and depth of the weights that are fetched to L2 at a time, while those before them are used. Columns are a
@@ -74,6 +75,16 @@ unsafe impl Sync for Task<'_> {}
 pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
     let k = products.first().map_or(0, |p| p.weight.shape()[1..].iter().product());
     assert_eq!(x.len(), m * k, "input rows");
+    for product in products.iter() {
+        let n = product.weight.shape()[0];
+        assert_eq!(product.weight.data().len(), n * k, "weight");
+        assert_eq!(product.out.len(), m * n, "output");
+        assert!(product.bias.is_none_or(|b| b.len() == n), "bias");
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if isa == Isa::Amx {
+        return super::amx::multiply(x, m, k, products);
+    }
     let share =
         products.iter().map(|p| p.weight.shape()[0]).sum::<usize>() / (TASKS_PER_THREAD * current_num_threads());
     let cols = (TASK_BYTES / (2 * k)).max(share.min(STRIP_COLS)).next_multiple_of(GROUP_COLS).clamp(GROUP_COLS, 1008);
@@ -86,9 +97,6 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
     let mut tasks = Vec::new();
     for product in products {
         let n = product.weight.shape()[0];
-        assert_eq!(product.weight.data().len(), n * k, "weight");
-        assert_eq!(product.out.len(), m * n, "output");
-        assert!(product.bias.is_none_or(|b| b.len() == n), "bias");
         let (weight, out) = (product.weight.data().as_ptr(), product.out.as_mut_ptr());
         for first in (0..n).step_by(cols) {
             // SAFETY: `first < n`, so all three stay inside their slices.

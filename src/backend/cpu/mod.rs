@@ -4,6 +4,8 @@
 //! stem, the encoder stack and the adapter; [`decode`](Backend::decode) adds token and audio embeddings, runs the
 //! decoder stack and the output matrix. Calls of any size are cut into passes of bounded size.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 pub(super) mod attention;
 mod ceiling;
 pub(super) mod elementwise;

@@ -1,7 +1,8 @@
 //! Sixteen f32 lanes on every machine.
 //!
 //! Kernels are written once over one trait and compiled for each instruction set. All sets give sixteen lanes and reduce
-//! them in the same order, and those with fused multiply-add (AVX-512, AVX2, NEON) give the same bits.
+//! them in the same order, and those with fused multiply-add (AVX-512, AVX2, NEON) give the same bits. Only the products of
+//! AMX have a kernel and an order of their own.
 
 /// Lanes of a vector.
 pub(super) const LANES: usize = 16;
@@ -9,6 +10,9 @@ pub(super) const LANES: usize = 16;
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
+    /// [Matrix products](super::amx) on the matrix unit, the rest by AVX-512.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -25,6 +29,10 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx2") {
+                #[cfg(target_os = "linux")]
+                if super::amx::is_available() {
+                    sets.push(Self::Amx);
+                }
                 sets.push(Self::Avx512);
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -40,6 +48,8 @@ impl Isa {
     /// [`Simd::TILE_ROWS`] of the set.
     pub(super) fn tile_rows(self) -> usize {
         match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => Avx512::TILE_ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => Avx512::TILE_ROWS,
             #[cfg(target_arch = "x86_64")]
@@ -70,6 +80,8 @@ macro_rules! for_each_isa {
             // SAFETY: the backend refuses sets that the machine lacks; the rest is this function's contract.
             unsafe {
                 match isa {
+                    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                    simd::Isa::Amx => avx512($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     simd::Isa::Avx512 => avx512($($arg),*),
                     #[cfg(target_arch = "x86_64")]

@@ -30,9 +30,14 @@ fn assert_near(got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
     }
 }
 
-/// Sets that fuse multiply and add: their results have the same bits.
+/// Sets whose vectors fuse multiply and add: their results have the same bits. AMX computes products in an order of its own.
 fn fused() -> Vec<Isa> {
-    Isa::available().into_iter().filter(|isa| *isa != Isa::Portable).collect()
+    let is_fused = |isa: &Isa| match isa {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Isa::Amx => false,
+        isa => *isa != Isa::Portable,
+    };
+    Isa::available().into_iter().filter(is_fused).collect()
 }
 
 fn product(isa: Isa, x: &[f32], m: usize, weight: &Tensor, bias: &[f32]) -> Vec<f32> {
@@ -41,17 +46,37 @@ fn product(isa: Isa, x: &[f32], m: usize, weight: &Tensor, bias: &[f32]) -> Vec<
     out
 }
 
+/// [`product`] in f64.
+fn exact(x: &[f32], m: usize, weight: &Tensor, bias: &[f32]) -> Vec<f64> {
+    let (w, n) = (weight.to_f32(), bias.len());
+    let k = w.len() / n;
+    let dot = |row: usize, col: usize| {
+        let pairs = x[row * k..][..k].iter().zip(&w[col * k..][..k]);
+        pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() + f64::from(bias[col])
+    };
+    (0..m * n).map(|i| dot(i / n, i % n)).collect()
+}
+
 #[test]
 fn products_are_right_and_their_rows_independent() {
-    for (m, n, k) in [(1, 1, 1), (3, 7, 15), (5, 50, 16), (13, 97, 17), (12, 48, 512), (70, 101, 530), (130, 5, 1100)] {
+    for (m, n, k) in [
+        (1, 1, 1),
+        (3, 7, 15),
+        (5, 50, 16),
+        (13, 97, 17),
+        (6, 16, 31),
+        (10, 33, 33),
+        (12, 48, 512),
+        (70, 101, 530),
+        (130, 5, 1100),
+        (17, 31, 1023),
+        (33, 129, 1024),
+        (65, 32, 1025),
+        (150, 17, 2080),
+    ] {
         let (x, w, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
         let weight = Tensor::from_values(&[n, k], &w);
-        let w = weight.to_f32();
-        let dot = |row: usize, col: usize| {
-            let pairs = x[row * k..][..k].iter().zip(&w[col * k..][..k]);
-            pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() + f64::from(bias[col])
-        };
-        let expected: Vec<f64> = (0..m * n).map(|i| dot(i / n, i % n)).collect();
+        let expected = exact(&x, m, &weight, &bias);
         for isa in Isa::available() {
             let whole = product(isa, &x, m, &weight, &bias);
             assert_near(&whole, &expected, 2e-5, &format!("{isa:?} {m}x{n}x{k}"));
@@ -65,6 +90,90 @@ fn products_are_right_and_their_rows_independent() {
         }
         let same: Vec<_> = fused().into_iter().map(|isa| bits(&product(isa, &x, m, &weight, &bias))).collect();
         assert!(same.windows(2).all(|pair| pair[0] == pair[1]), "instruction sets differ on {m}x{n}x{k}");
+    }
+}
+
+#[test]
+fn products_keep_all_bits_of_their_inputs() {
+    // each output is one input, whole, at any place of any row
+    for (m, k) in [(1, 40), (5, 64), (6, 33), (22, 70), (43, 32)] {
+        let identity: Vec<f32> = (0..k * k).map(|i| f32::from(i / k == i % k)).collect();
+        let weight = Tensor::from_values(&[k, k], &identity);
+        for exponent in [-100, -60, -1, 0, 3, 90, 126] {
+            // the smallest of these has its last bit at 2^-123, the largest is near f32::MAX
+            let numbers = random(m * k, 11).into_iter().zip(random(m * k, 12));
+            let x: Vec<f32> =
+                numbers.map(|(x, low)| (1.0 + x.abs() + low * 1e-5).copysign(x) * 2f32.powi(exponent)).collect();
+            for isa in Isa::available() {
+                let got = product(isa, &x, m, &weight, &vec![0.0; k]);
+                assert_eq!(bits(&got), bits(&x), "{isa:?}, {m} rows of {k}, 2^{exponent}");
+            }
+        }
+        // below that, nothing but what is below the range of normal numbers may be lost
+        let tiny: Vec<f32> = random(m * k, 13).iter().map(|x| x * 2f32.powi(-118)).collect();
+        for isa in Isa::available() {
+            let got = product(isa, &tiny, m, &weight, &vec![0.0; k]);
+            for (got, x) in got.iter().zip(&tiny) {
+                assert!((got - x).abs() <= 2.0 * f32::MIN_POSITIVE, "{isa:?}: {x:e} became {got:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_so() {
+    let (m, n, k) = (7, 20, 50);
+    let weight = Tensor::from_values(&[n, k], &random(n * k, 14));
+    let bias = vec![0.0; n];
+    let low_nan = f32::from_bits(0x7F80_0001); // in whose upper half is an infinity
+    for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, low_nan] {
+        for isa in Isa::available() {
+            for at in [0, 31, 49] {
+                let mut x = random(m * k, 15);
+                x[3 * k + at] = bad;
+                let got = product(isa, &x, m, &weight, &bias);
+                for (i, got) in got.iter().enumerate() {
+                    assert_eq!(got.is_finite(), i / n != 3, "{isa:?}: output {i} of {bad} at {at} is {got}");
+                }
+            }
+        }
+    }
+    // it leaves nothing behind for products of other sizes
+    let nan = Tensor::from_values(&[n, 63], &vec![f32::NAN; n * 63]);
+    let short = Tensor::from_values(&[n, 33], &random(n * 33, 18));
+    for isa in Isa::available() {
+        assert!(product(isa, &random(2 * 63, 19), 2, &nan, &bias).iter().all(|x| x.is_nan()), "{isa:?}");
+        assert!(product(isa, &random(2 * 33, 20), 2, &short, &bias).iter().all(|x| x.is_finite()), "{isa:?}");
+    }
+    // and what is finite doesn't stop being so
+    let large = 3.38e38; // not above the largest number of BF16
+    let x = vec![large; k];
+    let mut w = vec![0.0; n * k];
+    (0..n).for_each(|i| w[i * k + i] = if i % 2 == 0 { 1.0 } else { -0.5 });
+    let weight = Tensor::from_values(&[n, k], &w);
+    for isa in Isa::available() {
+        let got = product(isa, &x, 1, &weight, &bias);
+        let is_right = |(i, got): (usize, &f32)| *got == large * if i % 2 == 0 { 1.0 } else { -0.5 };
+        assert!(got.iter().enumerate().all(is_right), "{isa:?}: {got:?}");
+    }
+}
+
+/// Sums of many products are not much worse than those of few.
+#[test]
+fn long_products_round_well() {
+    let (m, n) = (4, 32);
+    for k in [3072, 9216] {
+        let (x, w, bias) = (random(m * k, 16), random(n * k, 17), vec![0.0; n]);
+        let weight = Tensor::from_values(&[n, k], &w);
+        let expected = exact(&x, m, &weight, &bias);
+        for isa in Isa::available() {
+            let got = product(isa, &x, m, &weight, &bias);
+            let square = |x: f64| x * x;
+            let error: f64 = got.iter().zip(&expected).map(|(got, x)| square(f64::from(*got) - x)).sum();
+            let error = (error / expected.iter().map(|x| square(*x)).sum::<f64>()).sqrt();
+            println!("{isa:?}, k = {k}: {error:.2e} of the results' RMS");
+            assert!(error < 5e-7, "{isa:?}, k = {k}: {error:.2e}");
+        }
     }
 }
 

@@ -1,0 +1,409 @@
+//! Products on Intel's matrix unit (AMX), which multiplies BF16 and adds in f32.
+//!
+//! Inputs stay f32 in effect: each is the sum of three BF16 numbers, its [parts](part), which together hold its 24 bits.
+//! An input row is three columns of what the unit multiplies with, one for each part, and an output is the sum of what
+//! these three give. So one to five rows cost one multiplication for each tile of weights, and 16 rows cost three.
+//!
+//! A tile of weights is 16 of their rows by [`DEPTH`] of `k`, read where it lies in the file. A tile of inputs is a group of
+//! 16 columns by as much of `k`, packed once for a product. A [span](Span) of up to 16 rows has its sums in registers for
+//! all of `k`. Registers that hold nothing are what lets the unit load one tile while it multiplies another, and a busy
+//! hyper-thread beside this one takes half of them: so weights and inputs have one register each, though more loads for each
+//! multiplication come of it.
+//!
+//! Every output is reduced in one fixed order: by the unit along `k`, then the parts, first + (second + third). What else is
+//! in a tile doesn't touch that order. The unit takes denormal numbers for zeros: inputs from 2^-103 up are held exactly, and
+//! each product and sum below 2^-126 is lost. Inputs above the largest BF16 number, 3.39e38, become infinite. What is not
+//! finite stays so, though an infinity may become NaN.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::sync::LazyLock;
+
+use rayon::current_num_threads;
+use rayon::prelude::*;
+
+use super::elementwise::MIN_PARALLEL;
+use super::matmul::{Product, TASK_BYTES, TASKS_PER_THREAD};
+
+/// BF16 numbers that a row of a tile holds.
+const DEPTH: usize = 32;
+/// Rows of a tile, and columns of one of sums.
+const SIDE: usize = 16;
+/// BF16 numbers that stand for an f32.
+const PARTS: usize = 3;
+/// Input rows of a span, at most, and its groups: as many as its rows have parts.
+const SPAN_ROWS: usize = SIDE;
+const GROUPS: usize = PARTS;
+/// Weight rows of a task, at most: spans after the first find them in L2.
+const MAX_COLS: usize = 6 * SIDE;
+
+/// Whether this process may use the unit. Linux has to be asked, once, since it makes the state of a thread 8 kB larger.
+pub(super) fn is_available() -> bool {
+    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
+        #[allow(unused_unsafe)] // safe in newer versions of Rust
+        // SAFETY: every 64-bit processor has the instruction.
+        let (most, features) = unsafe { (__cpuid(0).eax, __cpuid_count(7, 0).edx) };
+        let (bf16, tile) = (1 << 22, 1 << 24);
+        let has_unit = most >= 7 && features & bf16 != 0 && features & tile != 0;
+        has_unit && is_x86_feature_detected!("avx512bf16") && is_permitted()
+    });
+    *AVAILABLE
+}
+
+/// `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`, which fails where the processor or the kernel has no such thing.
+fn is_permitted() -> bool {
+    let status: i64;
+    // SAFETY: the call takes no pointers; a system call changes these registers and no others.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") 158_i64 => status,
+            in("rdi") 0x1023,
+            in("rsi") 18,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    status == 0
+}
+
+/// A register of the unit in memory.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Tile([[u8; 64]; SIDE]);
+
+const ZEROS: Tile = Tile([[0; 64]; SIDE]);
+
+/// Sums of a tile of weights and a span, `[weight row][column]`, and room for sixteen that begin with the last one.
+#[repr(C, align(64))]
+struct Sums([f32; GROUPS * SIDE * SIDE + SIDE]);
+
+/// Input rows whose sums are in registers together. Its columns are the rows' first parts, then their second ones, then
+/// their third ones.
+#[derive(Clone, Copy)]
+struct Span {
+    first: usize,
+    rows: usize,
+}
+
+impl Span {
+    fn all(m: usize) -> impl Iterator<Item = Self> {
+        (0..m).step_by(SPAN_ROWS).map(move |first| Self { first, rows: SPAN_ROWS.min(m - first) })
+    }
+
+    fn n_groups(self) -> usize {
+        (PARTS * self.rows).div_ceil(SIDE)
+    }
+
+    /// Tiles of inputs before those of this one, whose `k` is so many tiles deep.
+    fn offset(self, k_tiles: usize) -> usize {
+        self.first / SPAN_ROWS * GROUPS * k_tiles
+    }
+}
+
+/// A rectangle of one product: all rows, some columns.
+struct Task<'a> {
+    /// `[span][k / DEPTH][group][DEPTH / 2][column][2]`
+    inputs: &'a [Tile],
+    k_tiles: usize,
+    weight: *const [u8; 2],
+    bias: *const f32,
+    out: *mut f32,
+    /// Rows, columns, depth, and the distance of output rows.
+    m: usize,
+    n: usize,
+    k: usize,
+    out_stride: usize,
+}
+
+// SAFETY: tasks of one call read shared inputs and write disjoint columns of outputs that the caller holds mutably.
+unsafe impl Send for Task<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Task<'_> {}
+
+thread_local! {
+    // Memory that a thread's products use again: packed inputs, and weights that don't fill tiles.
+    static PACKED: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
+    static COPIED: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
+}
+
+/// As [`multiply`](super::matmul::multiply), which has checked the extents, where [`is_available`].
+pub(super) fn multiply(x: &[f32], m: usize, k: usize, products: &mut [Product<'_>]) {
+    let Some(last) = Span::all(m).last() else { return };
+    let k_tiles = k.div_ceil(DEPTH);
+    let mut packed = PACKED.take();
+    packed.resize(last.offset(k_tiles) + last.n_groups() * k_tiles, ZEROS);
+    for span in Span::all(m) {
+        let tiles = &mut packed[span.offset(k_tiles)..][..span.n_groups() * k_tiles];
+        let rows = &x[span.first * k..][..span.rows * k];
+        // SAFETY: the machine has these instructions.
+        let pack = |(i, tile): (usize, &mut Tile)| unsafe {
+            pack_tile(rows, k, i % span.n_groups(), i / span.n_groups(), tile);
+        };
+        if x.len() < MIN_PARALLEL {
+            tiles.iter_mut().enumerate().for_each(pack);
+        } else {
+            tiles.par_iter_mut().with_min_len(64).enumerate().for_each(pack);
+        }
+    }
+
+    let share =
+        products.iter().map(|p| p.weight.shape()[0]).sum::<usize>() / (TASKS_PER_THREAD * current_num_threads());
+    let cols = (TASK_BYTES / (2 * k)).max(share.min(MAX_COLS)).next_multiple_of(SIDE).min(MAX_COLS);
+    let mut tasks = Vec::new();
+    for product in products {
+        let n = product.weight.shape()[0];
+        let (weight, out) = (product.weight.data().as_ptr(), product.out.as_mut_ptr());
+        for first in (0..n).step_by(cols) {
+            // SAFETY: `first < n`, so all three stay inside their slices.
+            let (weight, bias, out) =
+                unsafe { (weight.add(first * k), product.bias.map(|b| b.as_ptr().add(first)), out.add(first)) };
+            let bias = bias.unwrap_or(std::ptr::null());
+            tasks.push(Task {
+                inputs: &packed,
+                k_tiles,
+                weight,
+                bias,
+                out,
+                m,
+                n: cols.min(n - first),
+                k,
+                out_stride: n,
+            });
+        }
+    }
+    // SAFETY: the caller has checked the extents; tasks write disjoint columns.
+    match tasks.as_slice() {
+        [task] => unsafe { run(task) },
+        tasks => tasks.par_iter().for_each(|task| unsafe { run(task) }),
+    }
+    PACKED.set(packed);
+}
+
+/// Part 0, 1 or 2 of sixteen numbers: the BF16 numbers nearest to what the parts before leave.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn part(index: usize, x: __m512) -> __m256i {
+    // SAFETY: both types are 32 bytes of anything.
+    let nearest = |x| unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) };
+    let mut rest = x;
+    for _ in 0..index {
+        let part = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(nearest(rest)));
+        rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(part));
+    }
+    nearest(rest)
+}
+
+/// Columns `SIDE * group..` of a span, `k_tile * DEPTH..` of `k`; zeros behind both.
+///
+/// # Safety
+/// `x` is the span's rows of `k`, and `k_tile * DEPTH < k`.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn pack_tile(x: &[f32], k: usize, group: usize, k_tile: usize, tile: &mut Tile) {
+    let rows = x.len() / k;
+    let first = k_tile * DEPTH;
+    let mask = u32::from(lanes(k - first)) | u32::from(lanes((k - first).saturating_sub(SIDE))) << SIDE;
+    let mut columns = [_mm512_setzero_si512(); SIDE];
+    for (i, column) in columns.iter_mut().enumerate() {
+        let (index, row) = ((group * SIDE + i) / rows, (group * SIDE + i) % rows);
+        if index == PARTS {
+            break;
+        }
+        let halves = [0, SIDE].map(|i| {
+            let at = x.as_ptr().wrapping_add(row * k + first + i);
+            // SAFETY: lanes outside of the row are masked out.
+            part(index, unsafe { _mm512_maskz_loadu_ps((mask >> i) as __mmask16, at) })
+        });
+        *column = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves[0]), halves[1]);
+    }
+    for (row, pairs) in tile.0.iter_mut().zip(transpose(columns)) {
+        // SAFETY: a row has 64 bytes.
+        unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), pairs) };
+    }
+}
+
+/// The first `n` of sixteen lanes.
+fn lanes(n: usize) -> __mmask16 {
+    if n < SIDE { (1 << n) - 1 } else { !0 }
+}
+
+/// Element `j` of vector `i` becomes element `i` of vector `j`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(v: [__m512i; SIDE]) -> [__m512i; SIDE] {
+    // quarters of vectors are turned in themselves, 4 by 4, ...
+    let mut turned = [_mm512_setzero_si512(); SIDE];
+    for i in (0..SIDE).step_by(4) {
+        let [a, b, c, d] = [v[i], v[i + 1], v[i + 2], v[i + 3]];
+        let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (cd0, cd1) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        turned[i] = _mm512_unpacklo_epi64(ab0, cd0);
+        turned[i + 1] = _mm512_unpackhi_epi64(ab0, cd0);
+        turned[i + 2] = _mm512_unpacklo_epi64(ab1, cd1);
+        turned[i + 3] = _mm512_unpackhi_epi64(ab1, cd1);
+    }
+    // ... and then go where they belong
+    let mut out = turned;
+    for i in 0..4 {
+        let [a, b, c, d] = [turned[i], turned[i + 4], turned[i + 8], turned[i + 12]];
+        let (ab0, ab1) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xDD>(a, b));
+        let (cd0, cd1) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xDD>(c, d));
+        out[i] = _mm512_shuffle_i32x4::<0x88>(ab0, cd0);
+        out[i + 4] = _mm512_shuffle_i32x4::<0x88>(ab1, cd1);
+        out[i + 8] = _mm512_shuffle_i32x4::<0xDD>(ab0, cd0);
+        out[i + 12] = _mm512_shuffle_i32x4::<0xDD>(ab1, cd1);
+    }
+    out
+}
+
+/// # Safety
+/// The machine has the unit, and the task's pointers are valid for its extents.
+#[target_feature(enable = "avx512f")]
+unsafe fn run(t: &Task<'_>) {
+    let mut copied = COPIED.take();
+    let mut sums = Sums([0.0; _]);
+    // SAFETY: as promised by the caller; nothing else on this thread uses the unit meanwhile.
+    unsafe {
+        configure();
+        for span in Span::all(t.m) {
+            let inputs = t.inputs.as_ptr().add(span.offset(t.k_tiles)).cast();
+            for col in (0..t.n).step_by(SIDE) {
+                let weight = t.weight.add(col * t.k);
+                let cols = SIDE.min(t.n - col);
+                let mut weights = Weights { at: weight.cast(), row: 2 * t.k, step: 64 };
+                if cols < SIDE || !t.k.is_multiple_of(DEPTH) {
+                    copied.resize(t.k_tiles, ZEROS);
+                    copy(weight, t.k, cols, &mut copied);
+                    weights = Weights { at: copied.as_ptr().cast(), row: 64, step: size_of::<Tile>() };
+                }
+                multiply_span(span.n_groups(), weights, inputs, t.k_tiles, &mut sums);
+                finish(t, span, col, &sums);
+            }
+        }
+        release();
+    }
+    COPIED.set(copied);
+}
+
+/// Makes tiles of `rows` rows of `k`, with zeros behind both.
+///
+/// # Safety
+/// The rows have these elements.
+unsafe fn copy(weight: *const [u8; 2], k: usize, rows: usize, to: &mut [Tile]) {
+    to.fill(ZEROS);
+    for (k_tile, tile) in to.iter_mut().enumerate() {
+        let n = DEPTH.min(k - k_tile * DEPTH);
+        for (row, to) in tile.0.iter_mut().enumerate().take(rows) {
+            // SAFETY: as promised by the caller; a row of a tile holds DEPTH elements.
+            unsafe {
+                let from = weight.add(row * k + k_tile * DEPTH);
+                std::ptr::copy_nonoverlapping(from.cast(), to.as_mut_ptr(), 2 * n);
+            }
+        }
+    }
+}
+
+/// Adds up the parts, and writes the outputs of a span in the columns of one tile of weights.
+///
+/// # Safety
+/// As for [`run`].
+#[target_feature(enable = "avx512f")]
+unsafe fn finish(t: &Task<'_>, span: Span, col: usize, sums: &Sums) {
+    let mask = lanes(t.n - col);
+    // SAFETY: outputs and biases outside of the task are masked out or left out, and there is room for all sums that are read.
+    unsafe {
+        let bias = if t.bias.is_null() { _mm512_setzero_ps() } else { _mm512_maskz_loadu_ps(mask, t.bias.add(col)) };
+        let mut columns = [_mm512_setzero_si512(); SIDE];
+        for (i, column) in columns.iter_mut().enumerate() {
+            let part = |part: usize| _mm512_loadu_ps(sums.0.as_ptr().add(i * GROUPS * SIDE + part * span.rows));
+            *column = _mm512_castps_si512(_mm512_add_ps(part(0), _mm512_add_ps(part(1), part(2))));
+        }
+        for (i, outputs) in transpose(columns).into_iter().enumerate().take(span.rows) {
+            let out = t.out.add((span.first + i) * t.out_stride + col);
+            _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(_mm512_castsi512_ps(outputs), bias));
+        }
+    }
+}
+
+/// Makes all eight registers tiles of 16 rows of 64 bytes.
+///
+/// # Safety
+/// The machine has the unit, and the process may use it.
+unsafe fn configure() {
+    #[repr(align(64))]
+    struct Config([u8; 64]);
+    let mut config = Config([0; 64]);
+    config.0[0] = 1; // the only way to divide the unit's memory so far
+    for tile in 0..8 {
+        config.0[16 + 2 * tile] = 64;
+        config.0[48 + tile] = SIDE as u8;
+    }
+    // SAFETY: as promised by the caller; without `nomem` the block reads what was written.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+}
+
+/// Gives the registers back: while they hold something, the system saves it with the thread.
+///
+/// # Safety
+/// As for [`configure`].
+unsafe fn release() {
+    // SAFETY: as promised by the caller.
+    unsafe { asm!("tilerelease", options(nostack, nomem)) };
+}
+
+/// Where a tile's row of weights is, and the distances of rows and of steps in bytes.
+#[derive(Clone, Copy)]
+struct Weights {
+    at: *const u8,
+    row: usize,
+    step: usize,
+}
+
+/// One block of assembly, as nothing else may touch the registers between its instructions: sums in registers 0 to 2, weights
+/// in 4, inputs in 5. Those of a group are what `$group` counts.
+macro_rules! multiply_groups {
+    ($weights:expr, $inputs:expr, $steps:expr, $sums:expr, $n_groups:literal: $($group:literal)*) => {
+        asm!(
+            $(concat!("tilezero tmm", $group),)*
+            "2:",
+            "tileloadd tmm4, [{weights} + {row}]",
+            $(
+                concat!("tileloadd tmm5, [{inputs} + {line} + 1024 * ", $group, "]"),
+                concat!("tdpbf16ps tmm", $group, ", tmm4, tmm5"),
+            )*
+            "add {weights}, {step}",
+            concat!("add {inputs}, 1024 * ", $n_groups),
+            "dec {steps}",
+            "jnz 2b",
+            $(concat!("tilestored [{sums} + {sums_row} + 64 * ", $group, "], tmm", $group),)*
+            weights = inout(reg) $weights.at => _,
+            row = in(reg) $weights.row,
+            step = in(reg) $weights.step,
+            inputs = inout(reg) $inputs => _,
+            line = in(reg) 64_usize,
+            steps = inout(reg) $steps => _,
+            sums = in(reg) $sums.0.as_mut_ptr(),
+            sums_row = in(reg) 4 * GROUPS * SIDE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+/// Sums of the products of a tile's row of weights and a span of so many groups.
+///
+/// # Safety
+/// There are weights and inputs for so many steps, at least one, and the unit is configured.
+unsafe fn multiply_span(n_groups: usize, weights: Weights, inputs: *const u8, steps: usize, sums: &mut Sums) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        match n_groups {
+            1 => multiply_groups!(weights, inputs, steps, sums, 1: 0),
+            2 => multiply_groups!(weights, inputs, steps, sums, 2: 0 1),
+            _ => multiply_groups!(weights, inputs, steps, sums, 3: 0 1 2),
+        }
+    }
+}
