@@ -362,13 +362,31 @@ struct Weights {
 }
 
 /// One block of assembly, as nothing else may touch the registers between its instructions: sums in registers 0 to 2, weights
-/// in 4, inputs in 5. Those of a group are what `$group` counts.
+/// in 4, inputs in 5. Those of a group are what `$group` counts. Weights of four steps later are fetched meanwhile, as
+/// the processor doesn't look that far ahead.
 macro_rules! multiply_groups {
     ($weights:expr, $inputs:expr, $steps:expr, $sums:expr, $n_groups:literal: $($group:literal)*) => {
         asm!(
             $(concat!("tilezero tmm", $group),)*
             "2:",
             "tileloadd tmm4, [{weights} + {row}]",
+            "prefetcht0 [{weights} + 256]",
+            "prefetcht0 [{weights} + {row} + 256]",
+            "prefetcht0 [{weights} + {row} * 2 + 256]",
+            "prefetcht0 [{weights} + {row3} + 256]",
+            "prefetcht0 [{weights} + {row} * 4 + 256]",
+            "prefetcht0 [{weights} + {row5} + 256]",
+            "prefetcht0 [{weights} + {row3} * 2 + 256]",
+            "prefetcht0 [{weights} + {row7} + 256]",
+            "prefetcht0 [{half} + 256]",
+            "prefetcht0 [{half} + {row} + 256]",
+            "prefetcht0 [{half} + {row} * 2 + 256]",
+            "prefetcht0 [{half} + {row3} + 256]",
+            "prefetcht0 [{half} + {row} * 4 + 256]",
+            "prefetcht0 [{half} + {row5} + 256]",
+            "prefetcht0 [{half} + {row3} * 2 + 256]",
+            "prefetcht0 [{half} + {row7} + 256]",
+            "add {half}, {step}",
             $(
                 concat!("tileloadd tmm5, [{inputs} + {line} + 1024 * ", $group, "]"),
                 concat!("tdpbf16ps tmm", $group, ", tmm4, tmm5"),
@@ -379,7 +397,11 @@ macro_rules! multiply_groups {
             "jnz 2b",
             $(concat!("tilestored [{sums} + {sums_row} + 64 * ", $group, "], tmm", $group),)*
             weights = inout(reg) $weights.at => _,
+            half = inout(reg) $weights.at.wrapping_add(SIDE / 2 * $weights.row) => _,
             row = in(reg) $weights.row,
+            row3 = in(reg) 3 * $weights.row,
+            row5 = in(reg) 5 * $weights.row,
+            row7 = in(reg) 7 * $weights.row,
             step = in(reg) $weights.step,
             inputs = inout(reg) $inputs => _,
             line = in(reg) 64_usize,
