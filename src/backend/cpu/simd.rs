@@ -10,7 +10,7 @@ pub(super) const LANES: usize = 16;
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// [Matrix products](super::amx) on the matrix unit, the rest by AVX-512.
+    /// Intel's matrix unit (AMX) for products, AVX-512 for the rest.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Amx,
     #[cfg(target_arch = "x86_64")]
