@@ -43,9 +43,13 @@ const CPU_BATCH: usize = 4;
 const USUAL_POSITIONS: usize = 800;
 /// Interrupts within this time count as one.
 const SAME_INTERRUPT: Duration = Duration::from_millis(250);
+/// Pieces of memory from which on they go back to the system when they are freed.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const RETURNED_BYTES: i32 = 64 << 10;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    return_memory();
     let options = match Request::from_process() {
         Request::Transcribe(options) => options,
         Request::Command(command) => return run_command(&command),
@@ -68,6 +72,16 @@ pub fn main() -> ExitCode {
         }
         result
     }))
+}
+
+/// Has what a pass used returned when it ends. glibc would keep it, for the thread that it was used on, and passes are on
+/// whichever thread is free: that of each would grow to the largest.
+fn return_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: no other thread runs yet. Should it fail, memory stays as it was.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, RETURNED_BYTES);
+    }
 }
 
 fn work(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {

@@ -12,19 +12,18 @@
 //!
 //! Every output is reduced in one fixed order: by the unit along `k`, then the parts, first + (second + third). What else is
 //! in a tile doesn't touch that order. The unit takes denormal numbers for zeros: inputs from 2^-103 up are held exactly, and
-//! each product and sum below 2^-126 is lost. Inputs above the largest BF16 number, 3.39e38, become infinite. What is not
-//! finite stays so, though an infinity may become NaN.
+//! each product and sum below 2^-126 is lost. What is not finite stays so, though an infinity may
+//! become NaN.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::sync::LazyLock;
 
-use rayon::current_num_threads;
 use rayon::prelude::*;
 
 use super::elementwise::MIN_PARALLEL;
-use super::matmul::{Product, TASK_BYTES, TASKS_PER_THREAD};
+use super::matmul::{Columns, Product, Shelf, for_all_columns};
 
 /// BF16 numbers that a row of a tile holds.
 const DEPTH: usize = 32;
@@ -35,8 +34,6 @@ const PARTS: usize = 3;
 /// Input rows of a span, at most, and its groups: as many as its rows have parts.
 const SPAN_ROWS: usize = SIDE;
 const GROUPS: usize = PARTS;
-/// Weight rows of a task, at most: spans after the first find them in L2.
-const MAX_COLS: usize = 6 * SIDE;
 
 /// Whether this process may use the unit. Linux has to be asked, once, since it makes the state of a thread 8 kB larger.
 pub(super) fn is_available() -> bool {
@@ -45,28 +42,17 @@ pub(super) fn is_available() -> bool {
         // SAFETY: every 64-bit processor has the instruction.
         let (most, features) = unsafe { (__cpuid(0).eax, __cpuid_count(7, 0).edx) };
         let (bf16, tile) = (1 << 22, 1 << 24);
-        let has_unit = most >= 7 && features & bf16 != 0 && features & tile != 0;
-        has_unit && is_x86_feature_detected!("avx512bf16") && is_permitted()
+        most >= 7 && features & bf16 != 0 && features & tile != 0 && is_permitted()
     });
     *AVAILABLE
 }
 
-/// `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`, which fails where the processor or the kernel has no such thing.
+/// What fails where the processor or the kernel has no such thing.
 fn is_permitted() -> bool {
-    let status: i64;
-    // SAFETY: the call takes no pointers; a system call changes these registers and no others.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") 158_i64 => status,
-            in("rdi") 0x1023,
-            in("rsi") 18,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
-    }
-    status == 0
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call takes no pointers.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
 /// A register of the unit in memory.
@@ -76,9 +62,9 @@ struct Tile([[u8; 64]; SIDE]);
 
 const ZEROS: Tile = Tile([[0; 64]; SIDE]);
 
-/// Sums of a tile of weights and a span, `[weight row][column]`, and room for sixteen that begin with the last one.
+/// Sums of a tile of weights and a span, `[weight row][column]`.
 #[repr(C, align(64))]
-struct Sums([f32; GROUPS * SIDE * SIDE + SIDE]);
+struct Sums([f32; SIDE * GROUPS * SIDE]);
 
 /// Input rows whose sums are in registers together. Its columns are the rows' first parts, then their second ones, then
 /// their third ones.
@@ -89,8 +75,14 @@ struct Span {
 }
 
 impl Span {
-    fn all(m: usize) -> impl Iterator<Item = Self> {
-        (0..m).step_by(SPAN_ROWS).map(move |first| Self { first, rows: SPAN_ROWS.min(m - first) })
+    /// The `i`th of `m` rows.
+    fn new(i: usize, m: usize) -> Self {
+        let first = i * SPAN_ROWS;
+        Self { first, rows: SPAN_ROWS.min(m - first) }
+    }
+
+    fn all(m: usize) -> impl DoubleEndedIterator<Item = Self> {
+        (0..m.div_ceil(SPAN_ROWS)).map(move |i| Self::new(i, m))
     }
 
     fn n_groups(self) -> usize {
@@ -103,29 +95,18 @@ impl Span {
     }
 }
 
-/// A rectangle of one product: all rows, some columns.
-struct Task<'a> {
-    /// `[span][k / DEPTH][group][DEPTH / 2][column][2]`
-    inputs: &'a [Tile],
+/// Packed inputs of all rows, `[span][k / DEPTH][group][DEPTH / 2][column][2]`.
+struct Inputs<'a> {
+    tiles: &'a [Tile],
     k_tiles: usize,
-    weight: *const [u8; 2],
-    bias: *const f32,
-    out: *mut f32,
-    /// Rows, columns, depth, and the distance of output rows.
     m: usize,
-    n: usize,
-    k: usize,
-    out_stride: usize,
 }
 
-// SAFETY: tasks of one call read shared inputs and write disjoint columns of outputs that the caller holds mutably.
-unsafe impl Send for Task<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Task<'_> {}
+/// Packed inputs, whichever thread a product is on.
+static PACKED: Shelf<Tile> = Shelf::new();
 
 thread_local! {
-    // Memory that a thread's products use again: packed inputs, and weights that don't fill tiles.
-    static PACKED: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
+    /// Weights that don't fill tiles.
     static COPIED: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
 }
 
@@ -135,72 +116,41 @@ pub(super) fn multiply(x: &[f32], m: usize, k: usize, products: &mut [Product<'_
     let k_tiles = k.div_ceil(DEPTH);
     let mut packed = PACKED.take();
     packed.resize(last.offset(k_tiles) + last.n_groups() * k_tiles, ZEROS);
-    for span in Span::all(m) {
-        let tiles = &mut packed[span.offset(k_tiles)..][..span.n_groups() * k_tiles];
-        let rows = &x[span.first * k..][..span.rows * k];
-        // SAFETY: the machine has these instructions.
-        let pack = |(i, tile): (usize, &mut Tile)| unsafe {
-            pack_tile(rows, k, i % span.n_groups(), i / span.n_groups(), tile);
-        };
-        if x.len() < MIN_PARALLEL {
-            tiles.iter_mut().enumerate().for_each(pack);
-        } else {
-            tiles.par_iter_mut().with_min_len(64).enumerate().for_each(pack);
-        }
+    let pack = |(i, tile): (usize, &mut Tile)| {
+        let span = Span::new(i / (GROUPS * k_tiles), m);
+        let (i, n_groups) = (i - span.offset(k_tiles), span.n_groups());
+        // SAFETY: the machine has AVX-512.
+        unsafe { pack_tile(&x[span.first * k..][..span.rows * k], k, i % n_groups, i / n_groups, tile) };
+    };
+    if x.len() < MIN_PARALLEL {
+        packed.iter_mut().enumerate().for_each(pack);
+    } else {
+        packed.par_iter_mut().with_min_len(64).enumerate().for_each(pack);
     }
-
-    let share =
-        products.iter().map(|p| p.weight.shape()[0]).sum::<usize>() / (TASKS_PER_THREAD * current_num_threads());
-    let cols = (TASK_BYTES / (2 * k)).max(share.min(MAX_COLS)).next_multiple_of(SIDE).min(MAX_COLS);
-    let mut tasks = Vec::new();
-    for product in products {
-        let n = product.weight.shape()[0];
-        let (weight, out) = (product.weight.data().as_ptr(), product.out.as_mut_ptr());
-        for first in (0..n).step_by(cols) {
-            // SAFETY: `first < n`, so all three stay inside their slices.
-            let (weight, bias, out) =
-                unsafe { (weight.add(first * k), product.bias.map(|b| b.as_ptr().add(first)), out.add(first)) };
-            let bias = bias.unwrap_or(std::ptr::null());
-            tasks.push(Task {
-                inputs: &packed,
-                k_tiles,
-                weight,
-                bias,
-                out,
-                m,
-                n: cols.min(n - first),
-                k,
-                out_stride: n,
-            });
-        }
-    }
-    // SAFETY: the caller has checked the extents; tasks write disjoint columns.
-    match tasks.as_slice() {
-        [task] => unsafe { run(task) },
-        tasks => tasks.par_iter().for_each(|task| unsafe { run(task) }),
-    }
-    PACKED.set(packed);
+    let inputs = Inputs { tiles: &packed, k_tiles, m };
+    // SAFETY: the machine has the unit, and the caller has checked the extents.
+    for_all_columns(products, k, SIDE, |columns| unsafe { run(&inputs, columns) });
+    PACKED.put(packed);
 }
 
-/// Part 0, 1 or 2 of sixteen numbers: the BF16 numbers nearest to what the parts before leave.
+/// Part 0, 1 or 2 of sixteen numbers, in the upper halves of the lanes; what is in the lower ones is no part of it. Each part
+/// is what the parts before it leave of a number, cut off after 8 bits: huge numbers don't become infinite.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn part(index: usize, x: __m512) -> __m256i {
-    // SAFETY: both types are 32 bytes of anything.
-    let nearest = |x| unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) };
+#[target_feature(enable = "avx512f")]
+fn part(index: usize, x: __m512) -> __m512i {
+    let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
     let mut rest = x;
     for _ in 0..index {
-        let part = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(nearest(rest)));
-        rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(part));
+        rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(rest), upper)));
     }
-    nearest(rest)
+    _mm512_castps_si512(rest)
 }
 
 /// Columns `SIDE * group..` of a span, `k_tile * DEPTH..` of `k`; zeros behind both.
 ///
 /// # Safety
 /// `x` is the span's rows of `k`, and `k_tile * DEPTH < k`.
-#[target_feature(enable = "avx512f,avx512bf16")]
+#[target_feature(enable = "avx512f")]
 unsafe fn pack_tile(x: &[f32], k: usize, group: usize, k_tile: usize, tile: &mut Tile) {
     let rows = x.len() / k;
     let first = k_tile * DEPTH;
@@ -214,7 +164,8 @@ unsafe fn pack_tile(x: &[f32], k: usize, group: usize, k_tile: usize, tile: &mut
         let halves = [0, SIDE].map(|i| {
             let at = x.as_ptr().wrapping_add(row * k + first + i);
             // SAFETY: lanes outside of the row are masked out.
-            part(index, unsafe { _mm512_maskz_loadu_ps((mask >> i) as __mmask16, at) })
+            let x = unsafe { _mm512_maskz_loadu_ps((mask >> i) as __mmask16, at) };
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(part(index, x)))
         });
         *column = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves[0]), halves[1]);
     }
@@ -259,27 +210,28 @@ fn transpose(v: [__m512i; SIDE]) -> [__m512i; SIDE] {
 }
 
 /// # Safety
-/// The machine has the unit, and the task's pointers are valid for its extents.
+/// The machine has the unit, and there are inputs for the depth of the columns.
 #[target_feature(enable = "avx512f")]
-unsafe fn run(t: &Task<'_>) {
+unsafe fn run(inputs: &Inputs<'_>, columns: &Columns) {
+    let k = columns.k;
     let mut copied = COPIED.take();
     let mut sums = Sums([0.0; _]);
     // SAFETY: as promised by the caller; nothing else on this thread uses the unit meanwhile.
     unsafe {
         configure();
-        for span in Span::all(t.m) {
-            let inputs = t.inputs.as_ptr().add(span.offset(t.k_tiles)).cast();
-            for col in (0..t.n).step_by(SIDE) {
-                let weight = t.weight.add(col * t.k);
-                let cols = SIDE.min(t.n - col);
-                let mut weights = Weights { at: weight.cast(), row: 2 * t.k, step: 64 };
-                if cols < SIDE || !t.k.is_multiple_of(DEPTH) {
-                    copied.resize(t.k_tiles, ZEROS);
-                    copy(weight, t.k, cols, &mut copied);
+        for span in Span::all(inputs.m) {
+            let tiles = inputs.tiles.as_ptr().add(span.offset(inputs.k_tiles)).cast();
+            for col in (0..columns.n).step_by(SIDE) {
+                let weight = columns.weight.add(col * k);
+                let cols = SIDE.min(columns.n - col);
+                let mut weights = Weights { at: weight.cast(), row: 2 * k, step: 64 };
+                if cols < SIDE || !k.is_multiple_of(DEPTH) {
+                    copied.resize(inputs.k_tiles, ZEROS);
+                    copy(weight, k, cols, &mut copied);
                     weights = Weights { at: copied.as_ptr().cast(), row: 64, step: size_of::<Tile>() };
                 }
-                multiply_span(span.n_groups(), weights, inputs, t.k_tiles, &mut sums);
-                finish(t, span, col, &sums);
+                multiply_span(span.n_groups(), weights, tiles, inputs.k_tiles, &mut sums);
+                finish(columns, span, col, &sums);
             }
         }
         release();
@@ -310,7 +262,7 @@ unsafe fn copy(weight: *const [u8; 2], k: usize, rows: usize, to: &mut [Tile]) {
 /// # Safety
 /// As for [`run`].
 #[target_feature(enable = "avx512f")]
-unsafe fn finish(t: &Task<'_>, span: Span, col: usize, sums: &Sums) {
+unsafe fn finish(t: &Columns, span: Span, col: usize, sums: &Sums) {
     let mask = lanes(t.n - col);
     // SAFETY: outputs and biases outside of the task are masked out or left out, and there is room for all sums that are read.
     unsafe {

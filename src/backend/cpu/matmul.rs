@@ -13,6 +13,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::current_num_threads;
 use rayon::prelude::*;
@@ -24,9 +25,9 @@ use crate::model::weights::Tensor;
 /// Elements of `k` that one accumulator runs through.
 const BLOCK: usize = 512;
 /// Weight bytes of one task, at least: enough to be worth a thread's while.
-pub(super) const TASK_BYTES: usize = 64 << 10;
+const TASK_BYTES: usize = 64 << 10;
 /// Tasks of a thread in one product, at least, so that all threads end at about the same time.
-pub(super) const TASKS_PER_THREAD: usize = 4;
+const TASKS_PER_THREAD: usize = 4;
 /// Weights of one row fetched ahead of need.
 const PREFETCH: usize = 4096;
 /// Columns and depth of the weights that are fetched to L2 at a time, while those before them are used. Columns are a
@@ -35,6 +36,8 @@ const GROUP_COLS: usize = 24;
 const GROUP_DEPTH: usize = 3 * BLOCK;
 /// Columns that share a depth of input rows in L2.
 const STRIP_COLS: usize = 4 * GROUP_COLS;
+/// Columns of a task, at most.
+const MAX_COLS: usize = 1008;
 /// Row tiles that share weights in L1, where their inputs have to stay as well.
 const STRIP_TILES: usize = 2;
 
@@ -46,18 +49,70 @@ pub struct Product<'a> {
     pub out: &'a mut [f32],
 }
 
-/// A rectangle of one product: all rows, some columns.
+/// Some columns of one product.
+pub(super) struct Columns {
+    pub weight: *const [u8; 2],
+    /// Null where there is none.
+    pub bias: *const f32,
+    pub out: *mut f32,
+    /// Columns, depth, and the distance of output rows.
+    pub n: usize,
+    pub k: usize,
+    pub out_stride: usize,
+}
+
+// SAFETY: those of one call are disjoint parts of outputs that the caller holds mutably; the rest is only read.
+unsafe impl Send for Columns {}
+// SAFETY: as above.
+unsafe impl Sync for Columns {}
+
+/// Calls `f`, on all threads, with columns that together are all of the products, whose extents have been checked. They come
+/// in multiples of `unit`, but for a product's last ones.
+pub(super) fn for_all_columns(products: &mut [Product<'_>], k: usize, unit: usize, f: impl Fn(&Columns) + Send + Sync) {
+    let share =
+        products.iter().map(|p| p.weight.shape()[0]).sum::<usize>() / (TASKS_PER_THREAD * current_num_threads());
+    let width = (TASK_BYTES / (2 * k)).max(share.min(STRIP_COLS)).next_multiple_of(unit).clamp(unit, MAX_COLS);
+    let mut parts = Vec::new();
+    for product in products {
+        let n = product.weight.shape()[0];
+        let (weight, out) = (product.weight.data().as_ptr(), product.out.as_mut_ptr());
+        for first in (0..n).step_by(width) {
+            // SAFETY: `first < n`, so all three stay inside their slices.
+            let (weight, bias, out) =
+                unsafe { (weight.add(first * k), product.bias.map(|b| b.as_ptr().add(first)), out.add(first)) };
+            let bias = bias.unwrap_or(std::ptr::null());
+            parts.push(Columns { weight, bias, out, n: width.min(n - first), k, out_stride: n });
+        }
+    }
+    match parts.as_slice() {
+        [part] => f(part),
+        parts => parts.par_iter().for_each(f),
+    }
+}
+
+/// Memory that calls use again, whichever thread they are on: as many pieces as there are calls at a time.
+pub(super) struct Shelf<T>(Mutex<Vec<Vec<T>>>);
+
+impl<T> Shelf<T> {
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    pub fn take(&self) -> Vec<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    pub fn put(&self, piece: Vec<T>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(piece);
+    }
+}
+
+/// All rows of some columns.
 struct Task<'a> {
     /// One row, or rows as [`pack`] puts them.
-    x: *const f32,
+    x: &'a [f32],
     tiles: &'a [RowTile],
-    weight: *const [u8; 2],
-    bias: *const f32,
-    out: *mut f32,
-    /// Columns, depth, and the distance of output rows.
-    n: usize,
-    k: usize,
-    out_stride: usize,
+    columns: &'a Columns,
 }
 
 /// Rows that one register tile holds.
@@ -65,11 +120,6 @@ struct RowTile {
     first: usize,
     rows: usize,
 }
-
-// SAFETY: tasks of one call read shared inputs and write disjoint columns of outputs that the caller holds mutably.
-unsafe impl Send for Task<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Task<'_> {}
 
 /// `out = x · weightᵀ + bias` for several weights that share `x`, `[m, k]`.
 pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
@@ -85,39 +135,27 @@ pub fn multiply(isa: Isa, x: &[f32], m: usize, products: &mut [Product<'_>]) {
     if isa == Isa::Amx {
         return super::amx::multiply(x, m, k, products);
     }
-    let share =
-        products.iter().map(|p| p.weight.shape()[0]).sum::<usize>() / (TASKS_PER_THREAD * current_num_threads());
-    let cols = (TASK_BYTES / (2 * k)).max(share.min(STRIP_COLS)).next_multiple_of(GROUP_COLS).clamp(GROUP_COLS, 1008);
     let tiles = row_tiles(isa, m);
     let mut packed = PACKED.take();
     if m > 1 {
         pack(x, k, &tiles, &mut packed);
     }
-    let x = if m > 1 { packed.as_ptr().cast() } else { x.as_ptr() };
-    let mut tasks = Vec::new();
-    for product in products {
-        let n = product.weight.shape()[0];
-        let (weight, out) = (product.weight.data().as_ptr(), product.out.as_mut_ptr());
-        for first in (0..n).step_by(cols) {
-            // SAFETY: `first < n`, so all three stay inside their slices.
-            let (weight, bias, out) =
-                unsafe { (weight.add(first * k), product.bias.map(|b| b.as_ptr().add(first)), out.add(first)) };
-            let bias = bias.unwrap_or(std::ptr::null());
-            tasks.push(Task { x, tiles: &tiles, weight, bias, out, n: cols.min(n - first), k, out_stride: n });
-        }
-    }
-    // SAFETY: the asserts above make every pointer valid for the extents in its task; tasks write disjoint columns.
-    match tasks.as_slice() {
-        [task] => unsafe { run_with_scratch(isa, task) },
-        tasks => tasks.par_iter().for_each(|task| unsafe { run_with_scratch(isa, task) }),
-    }
-    PACKED.set(packed);
+    // SAFETY: a vector is so many numbers.
+    let packed_rows = unsafe { std::slice::from_raw_parts(packed.as_ptr().cast(), packed.len() * LANES) };
+    let rows = if m > 1 { packed_rows } else { x };
+    for_all_columns(products, k, GROUP_COLS, |columns| {
+        let task = Task { x: rows, tiles: &tiles, columns };
+        // SAFETY: the asserts above make every pointer valid for the extents in the task; columns are disjoint.
+        unsafe { run_with_scratch(isa, &task) }
+    });
+    PACKED.put(packed);
 }
 
+/// Inputs as tiles read them.
+static PACKED: Shelf<Vector> = Shelf::new();
+
 thread_local! {
-    // Memory that a thread's products use again, since allocating so much so often leaves holes: inputs as tiles read them,
-    // and totals.
-    static PACKED: Cell<Vec<Vector>> = const { Cell::new(Vec::new()) };
+    // Memory that a thread's tasks use again, since allocating so much so often leaves holes.
     static TOTALS: Cell<Vec<Vector>> = const { Cell::new(Vec::new()) };
 }
 
@@ -187,7 +225,7 @@ unsafe fn run_generic<S: Simd>(t: &Task<'_>, totals: &mut Vec<Vector>) {
         // as many columns at a time as leave the sums in registers
         match (S::TILE_ROWS, t.tiles.first().map_or(0, |tile| tile.rows)) {
             (_, 0) => {}
-            (_, 1) => (0..t.n).for_each(|col| dot::<S>(t, col)),
+            (_, 1) => (0..t.columns.n).for_each(|col| dot::<S>(t, col)),
             (9, 2) => strips::<S, 2, 1, 4>(t, totals),
             (9, 3) => strips::<S, 3, 2, 4>(t, totals),
             (9, 4) => strips::<S, 4, 3, 4>(t, totals),
@@ -210,9 +248,9 @@ unsafe fn run_generic<S: Simd>(t: &Task<'_>, totals: &mut Vec<Vector>) {
 #[inline(always)]
 unsafe fn strips<S: Simd, const R: usize, const Q: usize, const C: usize>(t: &Task<'_>, totals: &mut Vec<Vector>) {
     unsafe {
-        for first in (0..t.n).step_by(STRIP_COLS) {
+        for first in (0..t.columns.n).step_by(STRIP_COLS) {
             for tiles in t.tiles.chunks(STRIP_TILES) {
-                Strip { t, tiles, cols: first..t.n.min(first + STRIP_COLS) }.multiply::<S, R, Q, C>(totals);
+                Strip { t, tiles, cols: first..t.columns.n.min(first + STRIP_COLS) }.multiply::<S, R, Q, C>(totals);
             }
         }
     }
@@ -234,38 +272,41 @@ impl Strip<'_> {
             let m: usize = tiles.iter().map(|tile| tile.rows).sum();
             totals.resize(totals.len().max(cols.len() * m), ZEROS);
             let totals = totals.as_mut_ptr();
-            for depth in (0..t.k).step_by(GROUP_DEPTH) {
-                let depth_end = t.k.min(depth + GROUP_DEPTH);
+            for depth in (0..t.columns.k).step_by(GROUP_DEPTH) {
+                let depth_end = t.columns.k.min(depth + GROUP_DEPTH);
                 for group in cols.clone().step_by(GROUP_COLS) {
                     let group_end = cols.end.min(group + GROUP_COLS);
-                    let next_group = match (group_end < cols.end, depth_end < t.k) {
-                        (true, _) => group_end * t.k + depth,
-                        (false, true) => cols.start * t.k + depth_end,
-                        (false, false) => cols.end * t.k, // maybe another task's
+                    let next_group = match (group_end < cols.end, depth_end < t.columns.k) {
+                        (true, _) => group_end * t.columns.k + depth,
+                        (false, true) => cols.start * t.columns.k + depth_end,
+                        (false, false) => cols.end * t.columns.k, // maybe another task's
                     };
                     for block in (depth..depth_end).step_by(BLOCK) {
                         let mut col = group;
                         while col < group_end {
                             let width = if col + C <= group_end { C } else { 1 };
                             let next_tile = match (col + width < group_end, block + BLOCK < depth_end) {
-                                (true, _) => (col + width) * t.k + block,
-                                (false, true) => group * t.k + block + BLOCK,
+                                (true, _) => (col + width) * t.columns.k + block,
+                                (false, true) => group * t.columns.k + block + BLOCK,
                                 (false, false) => next_group,
                             };
-                            let at = col * t.k + block;
+                            let at = col * t.columns.k + block;
                             for &RowTile { first: row, rows } in *tiles {
                                 let tile = Tile {
-                                    x: t.x.add(row * t.k.next_multiple_of(LANES) + rows * block),
-                                    weight: t.weight.add(at),
-                                    stride: t.k,
-                                    depth: BLOCK.min(t.k - block),
+                                    x: t.x.as_ptr().add(row * t.columns.k.next_multiple_of(LANES) + rows * block),
+                                    weight: t.columns.weight.add(at),
+                                    stride: t.columns.k,
+                                    depth: BLOCK.min(t.columns.k - block),
                                     totals: totals.add((col - cols.start) * m + row - first_row),
                                     totals_stride: m,
                                     first: block == 0,
                                 };
                                 let next = (row == first_row).then(|| {
-                                    let next_group = at + next_group - (group * t.k + depth);
-                                    (t.weight.wrapping_add(next_tile), t.weight.wrapping_add(next_group))
+                                    let next_group = at + next_group - (group * t.columns.k + depth);
+                                    (
+                                        t.columns.weight.wrapping_add(next_tile),
+                                        t.columns.weight.wrapping_add(next_group),
+                                    )
                                 });
                                 if width < C || !tile.depth.is_multiple_of(2 * LANES) {
                                     tile.accumulate_rest::<S>(rows, width);
@@ -377,22 +418,22 @@ impl Tile {
 #[inline(always)]
 unsafe fn dot<S: Simd>(t: &Task<'_>, col: usize) {
     unsafe {
-        let weight = t.weight.add(col * t.k);
+        let weight = t.columns.weight.add(col * t.columns.k);
         let mut total = S::splat(0.0);
-        for block in (0..t.k).step_by(BLOCK) {
-            let end = t.k.min(block + BLOCK);
+        for block in (0..t.columns.k).step_by(BLOCK) {
+            let end = t.columns.k.min(block + BLOCK);
             let mut acc = S::splat(0.0);
             let mut i = block;
             while i + 2 * LANES <= end {
                 S::prefetch(weight.wrapping_add(i + PREFETCH).cast());
                 for i in [i, i + LANES] {
-                    acc = S::fma(S::load(t.x.add(i)), S::load_bf16(weight.add(i)), acc);
+                    acc = S::fma(S::load(t.x.as_ptr().add(i)), S::load_bf16(weight.add(i)), acc);
                 }
                 i += 2 * LANES;
             }
             while i < end {
                 let n = LANES.min(end - i);
-                acc = S::fma(S::load_part(t.x.add(i), n), S::load_bf16_part(weight.add(i), n), acc);
+                acc = S::fma(S::load_part(t.x.as_ptr().add(i), n), S::load_bf16_part(weight.add(i), n), acc);
                 i += LANES;
             }
             total = if block == 0 { acc } else { S::add(total, acc) };
@@ -404,7 +445,7 @@ unsafe fn dot<S: Simd>(t: &Task<'_>, col: usize) {
 #[inline(always)]
 unsafe fn finish<S: Simd>(t: &Task<'_>, row: usize, col: usize, total: S::V) {
     unsafe {
-        let bias = if t.bias.is_null() { 0.0 } else { *t.bias.add(col) };
-        *t.out.add(row * t.out_stride + col) = S::sum(total) + bias;
+        let bias = if t.columns.bias.is_null() { 0.0 } else { *t.columns.bias.add(col) };
+        *t.columns.out.add(row * t.columns.out_stride + col) = S::sum(total) + bias;
     }
 }
