@@ -219,6 +219,43 @@ fn an_interrupt_leaves_no_part_of_a_transcript() {
     assert_eq!(number(&stderr, "unfinished"), Some(1), "{stderr}");
 }
 
+/// A pipe whose reader takes its time, in the place of a transcript, is a slow disk.
+#[cfg(unix)]
+#[test]
+fn inputs_go_on_while_a_transcript_is_written() {
+    use std::io::{BufReader, Read as _};
+    let work = Work::new(&["short.wav"]);
+    fs::copy(project("samples/long_mixed.wav"), work.path("in/long.wav")).unwrap();
+    fs::create_dir(work.path("out")).unwrap();
+    let pipe = work.path("out/short.txt");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let arguments = ["in", "-o", "out", "--monitor", "--draft", "0"];
+    let mut child = work.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    // a symbol for each pass, of which the long recording takes more than 900: · or, if it was slow, ▪
+    let (send, passes) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok(n @ 1..) = stderr.read(&mut buffer) {
+            let _ = send.send(buffer[..n].iter().filter(|byte| [b'\xB7', b'\xAA'].contains(byte)).count());
+        }
+    });
+    let mut n_passes = 0;
+    while n_passes < 900 {
+        match passes.recv_timeout(Duration::from_secs(60)) {
+            Ok(n) => n_passes += n,
+            Err(error) => {
+                child.kill().unwrap();
+                panic!("{n_passes} passes while a transcript waits to be read: {error}");
+            }
+        }
+    }
+    assert!(fs::read_to_string(&pipe).unwrap().ends_with('\n'));
+    assert!(child.wait().unwrap().success());
+    reader.join().unwrap();
+    assert!(work.path("out/long.txt").is_file());
+}
+
 /// Kills runs over 40 files at random moments, and looks at what they leave.
 fn kill_and_resume(n_kills: usize) {
     let files: Vec<_> = (0..40).map(|i| format!("{}/{i:02}.wav", i % 3)).collect();

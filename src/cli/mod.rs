@@ -85,7 +85,7 @@ fn return_memory() {
 }
 
 fn work(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) -> anyhow::Result<u8> {
-    if !options.worker && batch.jobs.is_empty() || batch.has_failed() && options.bulk.fail_fast {
+    if !options.worker && batch.jobs.is_empty() || batch.is_over() {
         return Ok(exit_status(batch));
     }
     match &options.device {

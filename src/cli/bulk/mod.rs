@@ -32,11 +32,18 @@ pub struct Job {
 
 /// How an input ended.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct Ended {
     pub n_samples: u64,
     pub time: Duration,
     /// The error as it was reported.
     pub error: Option<String>,
+}
+
+/// The manifest, and what the outputs of this process depend on.
+#[derive(Debug)]
+pub struct Records {
+    manifest: Manifest,
+    settings: String,
 }
 
 /// How many times as long as it took so far the rest may be said to take.
@@ -46,10 +53,13 @@ const MAX_LEFT: f64 = 1e5;
 #[derive(Debug)]
 pub struct Batch {
     verbosity: Verbosity,
+    fail_fast: bool,
     /// What there is to do; taken by whoever does it.
     pub jobs: Vec<Job>,
-    manifest: Option<Manifest>,
-    settings: String,
+    /// What was done in an output directory; taken by whoever writes there.
+    pub records: Option<Records>,
+    /// Whether there is an output directory.
+    has_directory: bool,
     start: Instant,
     n_found: usize,
     n_skipped: usize,
@@ -59,7 +69,8 @@ pub struct Batch {
     /// Names of inputs with their errors.
     failed: Vec<String>,
     n_jobs: usize,
-    audio_seconds: f64,
+    /// Audio of those that are done, in samples.
+    n_samples: u64,
     /// Sizes of the files to do, and of those that are done, by which the rest is estimated.
     n_bytes: u64,
     n_bytes_done: u64,
@@ -83,14 +94,13 @@ impl Batch {
         if let Some(shard) = selection.shard {
             inputs.keep_shard(shard);
         }
-        let settings = settings(options);
-        let manifest = directory
-            .map(|directory| {
-                fs::create_dir_all(directory)
-                    .and_then(|()| Manifest::open(directory, selection.shard))
-                    .with_context(|| directory.display().to_string())
-            })
-            .transpose()?;
+        let records = directory.map(|directory| {
+            fs::create_dir_all(directory)
+                .and_then(|()| Manifest::open(directory, selection.shard))
+                .map(|manifest| Records { manifest, settings: settings(options) })
+                .with_context(|| directory.display().to_string())
+        });
+        let records = records.transpose()?;
         let n_found = inputs.found.len();
         let mut jobs = Vec::new();
         for Found { input, stem, .. } in inputs.found {
@@ -98,9 +108,9 @@ impl Batch {
                 Input::File(path) => Version::of(path),
                 Input::Stdin | Input::Microphone(_) => None,
             };
-            if let Some(manifest) = &manifest {
+            if let Some(Records { manifest, settings }) = &records {
                 let outputs_exist = outputs(options, &stem).all(|path| path.is_file());
-                let is_done = || version.as_ref().is_some_and(|version| manifest.is_done(version, &settings));
+                let is_done = || version.as_ref().is_some_and(|version| manifest.is_done(version, settings));
                 if outputs_exist && !options.bulk.redo && (options.bulk.skip_existing || is_done()) {
                     continue;
                 }
@@ -114,8 +124,9 @@ impl Batch {
         }
         let mut batch = Self {
             verbosity: options.verbosity,
-            manifest,
-            settings,
+            fail_fast: options.bulk.fail_fast,
+            has_directory: records.is_some(),
+            records,
             start: Instant::now(),
             n_found,
             n_skipped: n_found - jobs.len(),
@@ -123,7 +134,7 @@ impl Batch {
             n_ended: 0,
             failed: Vec::new(),
             n_jobs: jobs.len(),
-            audio_seconds: 0.0,
+            n_samples: 0,
             n_bytes: jobs.iter().map(Job::n_bytes).sum(),
             n_bytes_done: 0,
             jobs,
@@ -144,6 +155,16 @@ impl Batch {
         !self.failed.is_empty()
     }
 
+    /// Whether what failed ends the work.
+    pub fn is_over(&self) -> bool {
+        self.fail_fast && self.has_failed()
+    }
+
+    /// Audio of the inputs that are done, in samples.
+    pub fn n_samples(&self) -> u64 {
+        self.n_samples
+    }
+
     /// An input that cannot be transcribed.
     fn fail(&mut self, error: String) {
         say(format_args!("voxtral: {error}\n"));
@@ -156,43 +177,37 @@ impl Batch {
         if self.n_jobs < 2 {
             return None;
         }
-        let (mut seconds, mut n_bytes) = (self.audio_seconds, self.n_bytes_done as f64);
+        let (mut seconds, mut n_bytes) = (self.audio_seconds(), self.n_bytes_done as f64);
         for (job, n_samples, claimed) in open {
-            let heard = n_samples as f64 / f64::from(SAMPLE_RATE);
+            let heard = self::seconds(n_samples);
             seconds += heard;
             n_bytes += job.n_bytes() as f64 * claimed.map_or(0.0, |claimed| (heard / claimed.max(1e-9)).min(1.0));
         }
         Some(progress(self.n_ended, self.n_jobs, seconds, self.start.elapsed(), n_bytes / self.n_bytes.max(1) as f64))
     }
 
-    /// An input's end: what failed is named, what is known is recorded.
-    ///
-    /// # Errors
-    /// When the manifest cannot be written.
-    pub fn end(&mut self, job: &Job, outcome: Outcome) -> anyhow::Result<()> {
-        let audio_seconds = outcome.n_samples as f64 / f64::from(SAMPLE_RATE);
-        self.audio_seconds += audio_seconds;
+    /// An input's end, or that it was given up, which is returned: what failed is named.
+    pub fn end(&mut self, job: &Job, ended: Option<Ended>) -> bool {
+        let Some(Ended { n_samples, time, error }) = ended else { return true };
+        self.n_samples += n_samples;
         self.n_bytes_done += job.n_bytes();
-        let seconds = outcome.time.as_secs_f64();
-        let status = if outcome.error.is_none() { Status::Done } else { Status::Failed };
         self.n_ended += 1;
-        match outcome.error.clone() {
-            Some(error) => self.fail(error),
-            None => self.n_done += 1,
+        if let Some(error) = error {
+            self.fail(error);
+            return false;
         }
-        if let (Some(manifest), Some(version)) = (&mut self.manifest, &job.version) {
-            let (version, settings) = (version.clone(), self.settings.clone());
-            let entry = Entry { version, settings, status, error: outcome.error, audio_seconds, seconds };
-            manifest.append(entry).with_context(|| manifest.path().display().to_string())?;
-        }
-        if status == Status::Done && self.manifest.is_some() && self.n_jobs > 1 && self.writes_lines() {
+        self.n_done += 1;
+        if self.has_directory && self.n_jobs > 1 && self.writes_lines() {
             let (n_ended, n, name) = (self.n_ended, self.n_jobs, job.input.name());
-            let speed = audio_seconds / seconds.max(1e-9);
-            say(format_args!(
-                "{n_ended}/{n} {name}: {audio_seconds:.1} s of audio in {seconds:.1} s, {speed:.1} xRT\n"
-            ));
+            let (audio, time) = (seconds(n_samples), time.as_secs_f64());
+            let speed = audio / time.max(1e-9);
+            say(format_args!("{n_ended}/{n} {name}: {audio:.1} s of audio in {time:.1} s, {speed:.1} xRT\n"));
         }
-        Ok(())
+        false
+    }
+
+    fn audio_seconds(&self) -> f64 {
+        seconds(self.n_samples)
     }
 
     /// Whether every input has a line of its own on stderr, as a log wants it.
@@ -203,7 +218,7 @@ impl Batch {
 
     /// The summary, where there is more to sum up than one input.
     pub fn summary(&self) -> Option<String> {
-        let is_bulk = self.n_found > 1 && self.manifest.is_some() || self.n_skipped > 0;
+        let is_bulk = self.n_found > 1 && self.has_directory || self.n_skipped > 0;
         if self.verbosity == Verbosity::Silent || !is_bulk {
             return None;
         }
@@ -213,8 +228,8 @@ impl Batch {
         let counts = [("done before", self.n_skipped), ("failed", self.failed.len()), ("unfinished", n_left)];
         rows.extend(counts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name, n.to_string())));
         if self.n_done > 0 {
-            let speed = self.audio_seconds / wall.as_secs_f64().max(1e-9);
-            rows.push(("audio", clock(Duration::from_secs_f64(self.audio_seconds))));
+            let speed = self.audio_seconds() / wall.as_secs_f64().max(1e-9);
+            rows.push(("audio", clock(Duration::from_secs_f64(self.audio_seconds()))));
             rows.push(("time", clock(wall)));
             rows.push(("speed", format!("{speed:.1} xRT")));
         }
@@ -234,6 +249,29 @@ impl Job {
     fn n_bytes(&self) -> u64 {
         self.version.as_ref().map_or(0, |version| version.size)
     }
+}
+
+impl Records {
+    /// Adds how an input ended, for good.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written.
+    pub fn add(&mut self, job: &Job, ended: &Ended) -> anyhow::Result<()> {
+        let Some(version) = job.version.clone() else { return Ok(()) };
+        let entry = Entry {
+            version,
+            settings: self.settings.clone(),
+            status: if ended.error.is_none() { Status::Done } else { Status::Failed },
+            error: ended.error.clone(),
+            audio_seconds: seconds(ended.n_samples),
+            seconds: ended.time.as_secs_f64(),
+        };
+        self.manifest.append(entry).with_context(|| self.manifest.path().display().to_string())
+    }
+}
+
+fn seconds(n_samples: u64) -> f64 {
+    n_samples as f64 / f64::from(SAMPLE_RATE)
 }
 
 /// The files that a transcript at this place becomes.
