@@ -28,6 +28,27 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
+#if __CUDA_ARCH__ >= 900
+// Waits for all threads of the cluster; what they wrote to shared memory is there then.
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+#endif
+
+// What the kernel may begin to read before the ones before it have ended: not from a multiprocessor's own cache, which may be
+// older than it. 8-byte words.
+template <typename T>
+__device__ __forceinline__ T load_l2(const T* p) {
+    static_assert(sizeof(T) % 8 == 0 && alignof(T) == 8, "words");
+    union {
+        uint2 words[sizeof(T) / 8];
+        T value;
+    };
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(T) / 8); i++) words[i] = __ldcg(reinterpret_cast<const uint2*>(p) + i);
+    return value;
+}
+
 // d += a b for a 16 x 16 tile of a (weights) and an 8 x 16 tile of b (activations).
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile(

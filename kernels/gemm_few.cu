@@ -17,7 +17,7 @@
 #if HOPPER
 
 struct FewGemm {
-    TensorMap x;  // [m][k], boxes of box_rows by 64 columns
+    TensorMap x;  // [m][k], in boxes of 2 blocks by box_rows by 64 columns
     Gemm g;
     int box_rows, n_stages;
     // for gemm_few_normed, where box_rows is 8, K at most MAX_NORMED, and x is not used:
@@ -64,7 +64,8 @@ __device__ __forceinline__ void norm_rows(const FewGemm& a, uint8_t* to) {
     asm volatile("bar.sync 1, 128;" ::: "memory");
 }
 
-template <int N, bool NORMED>
+// STAGES: of the ring that most products of up to eight rows have.
+template <int N, bool NORMED, int STAGES>
 __device__ __forceinline__ void multiply_few(const FewGemm& a) {
     const Gemm& g = a.g;
     extern __shared__ uint8_t shared[];
@@ -96,9 +97,7 @@ __device__ __forceinline__ void multiply_few(const FewGemm& a) {
             }
         };
         auto load_x = [&](int step, int slot) {
-            if (NORMED) return;
-            const uint32_t to = base + slot * stage_bytes;
-            for (int i = 0; i < 2; i++) copy_box(to + i * x_bytes, &a.x, step * 128 + i * 64, m_first, full + slot * 8);
+            if (!NORMED) copy_blocks(base + slot * stage_bytes, &a.x, 2 * step, m_first, full + slot * 8);
         };
         for (int s = 0; s < n_stages && s < n_steps; s++) load_weights(s, s);
         wait_for_previous();
@@ -116,13 +115,11 @@ __device__ __forceinline__ void multiply_few(const FewGemm& a) {
 
     if (NORMED) norm_rows(a, shared + (start - shared_address(shared)));
     float d[N / 2];
-    uint32_t parity = 0;
-    int slot = 0, before = 0;
     // eight rows stand for all
     const uint64_t row_mask = a.box_rows == 8 ? ~(0x3FFFull << 32) : ~0ull;
-    for (int step = 0; step < n_steps; step++) {
+    auto add_step = [&](int step, int slot, uint32_t parity, uint32_t x_bytes, uint64_t row_mask) {
+        const uint32_t stage = base + slot * (2 * (x_bytes + w_bytes));
         barrier_wait(full + slot * 8, parity);
-        const uint32_t stage = base + slot * stage_bytes;
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -132,12 +129,32 @@ __device__ __forceinline__ void multiply_few(const FewGemm& a) {
             wgmma_64(d, x, w, step > 0 || i > 0);
         }
         wgmma_commit();
-        if (step > 0) {
-            wgmma_wait<1>();
-            if (threadIdx.x == 0) barrier_arrive(empty + before * 8);
+    };
+    auto give_back = [&](int slot) {
+        wgmma_wait<1>();
+        if (threadIdx.x == 0) barrier_arrive(empty + slot * 8);
+    };
+    if (a.box_rows == 8 && n_stages == STAGES) {
+        // the usual ring, unrolled: the matrix unit would wait for descriptors of places that aren't constant
+        constexpr uint32_t X_BYTES = NORMED ? 0 : 8 * 128;
+        uint32_t parity = 0;
+        for (int first = 0; first < n_steps; first += STAGES, parity ^= 1) {
+#pragma unroll
+            for (int slot = 0; slot < STAGES; slot++) {
+                if (first + slot >= n_steps) break;
+                add_step(first + slot, slot, parity, X_BYTES, ~(0x3FFFull << 32));
+                if (first + slot > 0) give_back((slot + STAGES - 1) % STAGES);
+            }
         }
-        before = slot;
-        if (++slot == n_stages) slot = 0, parity ^= 1;
+    } else {
+        uint32_t parity = 0;
+        int slot = 0, before = 0;
+        for (int step = 0; step < n_steps; step++) {
+            add_step(step, slot, parity, x_bytes, row_mask);
+            if (step > 0) give_back(before);
+            before = slot;
+            if (++slot == n_stages) slot = 0, parity ^= 1;
+        }
     }
     wait_for_previous();
     wgmma_wait<0>();
@@ -166,13 +183,13 @@ __device__ __forceinline__ void multiply_few(const FewGemm& a) {
     }
 }
 
-#define FEW_KERNEL(name, N, NORMED)                                                                \
+#define FEW_KERNEL(name, N, NORMED, STAGES)                                                        \
     extern "C" __global__ void __launch_bounds__(160) name(const __grid_constant__ FewGemm a) { \
-        multiply_few<N, NORMED>(a);                                                                \
+        multiply_few<N, NORMED, STAGES>(a);                                                        \
     }
 
-FEW_KERNEL(gemm_few_16, 16, false)
-FEW_KERNEL(gemm_few_32, 32, false)
-FEW_KERNEL(gemm_few_normed, 32, true)
+FEW_KERNEL(gemm_few_16, 16, false, 16)
+FEW_KERNEL(gemm_few_32, 32, false, 6)
+FEW_KERNEL(gemm_few_normed, 32, true, 5)
 
 #endif

@@ -168,6 +168,16 @@ __device__ __forceinline__ void copy_box(uint32_t destination, const TensorMap* 
         : "memory");
 }
 
+// As copy_box, of a map of columns in blocks: the box whose first element is in (block, row).
+__device__ __forceinline__ void copy_blocks(uint32_t destination, const TensorMap* map, int block, int row,
+                                            uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
+            "r"(destination),
+        "l"(map), "r"(0), "r"(row), "r"(block), "r"(barrier)
+        : "memory");
+}
+
 // Orders what threads wrote to shared memory before what the matrix unit or the copy engine does with it.
 __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

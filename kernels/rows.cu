@@ -54,10 +54,11 @@ struct MelFrames {
 };
 
 // Puts each segment's last two frames before its new ones, in F16 and zeros beyond n_mels, and keeps the new last two.
+// The first kernel of a pass: no other one begins before all that came before the pass is done, tables' copies included.
 // Grid: (frames and two more, segments); block: any.
 extern "C" __global__ void mel_frames(const __grid_constant__ MelFrames a) {
-    allow_next();
     wait_for_previous();
+    allow_next();
     const Segment s = a.segments[blockIdx.y];
     const int n_frames = 2 * s.n_rows, frame = static_cast<int>(blockIdx.x) - 2;
     if (frame >= n_frames) return;

@@ -65,11 +65,20 @@ impl AttentionKind {
     }
 }
 
+/// A kernel for few queries.
+struct Few {
+    kernel: Kernel,
+    warps: u32,
+    /// Blocks of a cluster, which share out the keys.
+    parts: u32,
+    shared_bytes: u32,
+}
+
 pub struct Attention {
     head_dim: usize,
     n_multiprocessors: usize,
-    few: Kernel,
-    few_warps: u32,
+    /// The first is the best.
+    few: Vec<Few>,
     many: Kernel,
     wide: Option<Kernel>,
 }
@@ -78,28 +87,62 @@ fn many_bytes(head_dim: usize) -> u32 {
     (3 * 2 * KEYS * head_dim * 2) as u32
 }
 
-fn few_bytes(head_dim: usize, warps: u32) -> u32 {
-    (warps * 2 * KEYS as u32 + FEW_TILE as u32) * head_dim as u32 * 2
+impl Few {
+    /// `None` where the GPU has no such kernel, or too little memory for it.
+    fn new(device: &Device, head_dim: usize, name: &'static str, warps: u32, parts: u32) -> Result<Option<Self>> {
+        let shared_bytes = (warps * 2 * KEYS as u32 + FEW_TILE as u32) * head_dim as u32 * 2;
+        if shared_bytes > device.shared_bytes {
+            return Ok(None);
+        }
+        let kernel = device.optional_kernel(ENCODER_ATTENTION, name, shared_bytes)?;
+        Ok(kernel.map(|kernel| Self { kernel, warps, parts, shared_bytes }))
+    }
+
+    /// # Safety
+    /// As for [`Attention::launch`].
+    unsafe fn launch(&self, device: &Device, n_tiles: usize, n_heads: usize, a: &EncoderAttention) -> Result<()> {
+        let grid = [self.parts, n_tiles as u32, n_heads as u32];
+        unsafe { device.launch(&self.kernel, grid, self.warps * 32, self.shared_bytes, a) }
+    }
 }
 
 impl Attention {
     /// Kernels for heads of this width.
     pub fn new(device: &Device, head_dim: usize) -> Result<Self> {
         // few queries: as many warps as shared memory lets work on blocks of keys at once; the real model's window is 13
-        let (many, few): (_, &[(u32, &'static str)]) = match head_dim {
-            16 => ("encoder_attention_16", &[(13, "encoder_attention_few_16_13")]),
-            64 => ("encoder_attention_64", &[(13, "encoder_attention_few_64_13"), (5, "encoder_attention_few_64_5")]),
-            128 => ("encoder_attention_128", &[(6, "encoder_attention_few_128_6"), (2, "encoder_attention_few_128_2")]),
+        let (many, few): (_, &[(&'static str, u32, u32)]) = match head_dim {
+            16 => (
+                "encoder_attention_16",
+                &[("encoder_attention_few_16_split", 4, 4), ("encoder_attention_few_16_13", 13, 1)],
+            ),
+            64 => (
+                "encoder_attention_64",
+                &[
+                    ("encoder_attention_few_64_split", 4, 4),
+                    ("encoder_attention_few_64_13", 13, 1),
+                    ("encoder_attention_few_64_5", 5, 1),
+                ],
+            ),
+            128 => (
+                "encoder_attention_128",
+                &[
+                    ("encoder_attention_few_128_split", 4, 4),
+                    ("encoder_attention_few_128_6", 6, 1),
+                    ("encoder_attention_few_128_2", 2, 1),
+                ],
+            ),
             _ => return unsupported(format!("encoder head_dim is {head_dim}, supported are {HEAD_DIMS:?}")),
         };
-        let fits = |&&(warps, _): &&(u32, _)| few_bytes(head_dim, warps) <= device.shared_bytes;
-        let &(few_warps, few) = few.iter().find(fits).unwrap_or(&few[few.len() - 1]);
+        let few = few.iter().map(|&(name, warps, parts)| Few::new(device, head_dim, name, warps, parts));
+        let few: Vec<_> = few.filter_map(Result::transpose).collect::<Result<_>>()?;
+        if few.is_empty() {
+            return unsupported(format!("heads of {head_dim} need more shared memory than the GPU has"));
+        }
         let wide = device.optional_kernel(ENCODER_ATTENTION_WIDE, "encoder_attention_wide", WIDE_BYTES)?;
         Ok(Self {
             head_dim,
             n_multiprocessors: device.n_multiprocessors as usize,
-            few: device.kernel(ENCODER_ATTENTION, few, few_bytes(head_dim, few_warps))?,
-            few_warps,
+            few,
             many: device.kernel(ENCODER_ATTENTION, many, many_bytes(head_dim))?,
             wide: wide.filter(|_| head_dim == WIDE_HEAD_DIM),
         })
@@ -131,10 +174,7 @@ impl Attention {
     ) -> Result<()> {
         let grid = [n_tiles as u32, n_heads as u32, 1];
         match kind {
-            AttentionKind::Few => {
-                let shared_bytes = few_bytes(self.head_dim, self.few_warps);
-                unsafe { device.launch(&self.few, grid, self.few_warps * 32, shared_bytes, a) }
-            }
+            AttentionKind::Few => unsafe { self.few[0].launch(device, n_tiles, n_heads, a) },
             AttentionKind::Many => unsafe { device.launch(&self.many, grid, 128, many_bytes(self.head_dim), a) },
             AttentionKind::Wide => {
                 let kernel = self.wide.as_ref().expect("chosen where there is one");
@@ -173,6 +213,7 @@ mod tests {
         let attention = Attention::new(device, case.head_dim).unwrap();
         let must_be_wide = device.has_hopper_kernels() && case.head_dim == WIDE_HEAD_DIM;
         assert_eq!(attention.wide.is_some(), must_be_wide, "the kernel for compute capability 9.0");
+        assert!(attention.few[0].parts == 4 || !device.has_hopper_kernels(), "clusters from compute capability 9.0 on");
         let Case { segments, window, head_dim, n_heads, n_kv_heads } = *case;
         let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
         let stride = (q_dim + 2 * kv_dim).next_multiple_of(128);
@@ -222,10 +263,9 @@ mod tests {
         }
 
         let mut first: Option<Vec<u16>> = None;
-        for kind in [AttentionKind::Few, AttentionKind::Many, AttentionKind::Wide] {
-            if kind == AttentionKind::Wide && attention.wide.is_none() {
-                continue;
-            }
+        let few = (0..attention.few.len()).map(|i| (AttentionKind::Few, i));
+        let wide = attention.wide.is_some().then_some((AttentionKind::Wide, 0));
+        for (kind, i) in few.chain([(AttentionKind::Many, 0)]).chain(wide) {
             let few = segments.iter().all(|s| s.0 <= FEW_TILE);
             let keep = kind == AttentionKind::Few && few;
             let ring_buffers: Vec<_> = rings.iter().map(|ring| put(device, ring)).collect();
@@ -262,10 +302,13 @@ mod tests {
             let mut got = vec![0u16; (n_rows + 3) * q_dim];
             // SAFETY: all buffers have the shapes that `a` says.
             unsafe {
-                attention.launch(device, kind, [n_rows, n_tiles], n_heads, &a).unwrap();
+                match kind {
+                    AttentionKind::Few => attention.few[i].launch(device, n_tiles, n_heads, &a).unwrap(),
+                    _ => attention.launch(device, kind, [n_rows, n_tiles], n_heads, &a).unwrap(),
+                }
                 device.download(bytes_of_mut(&mut got), out.address()).unwrap();
             }
-            let what = format!("{kind:?}, window {window}, heads of {head_dim}, {segments:?}");
+            let what = format!("{kind:?} {i}, window {window}, heads of {head_dim}, {segments:?}");
             let (got, beyond) = got.split_at(n_rows * q_dim);
             assert!(numbers(beyond).iter().all(|x| x.is_nan()), "{what}: wrote beyond the last row");
             let norm: f64 = expected.iter().map(|x| x * x).sum();

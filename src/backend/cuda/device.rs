@@ -222,30 +222,19 @@ impl Device {
         stride: usize,
         box_rows: u32,
     ) -> Result<TensorMap> {
-        let mut map = TensorMap([0; 16]);
-        let (sizes, strides) = ([columns as u64, rows as u64], [2 * stride as u64]);
-        let (shape, steps) = ([64, box_rows], [1; 2]);
-        // SAFETY: the map has the size and the alignment of a CUtensorMap, the arrays as many elements as the matrix has
-        // dimensions (the strides one less), and the address is only written down.
-        unsafe {
-            sys::cuTensorMapEncodeTiled(
-                std::ptr::from_mut(&mut map).cast(),
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                2,
-                address as *mut std::ffi::c_void,
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                shape.as_ptr(),
-                steps.as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        }
-        .result()
-        .map_err(failed("cannot describe a matrix"))?;
-        Ok(map)
+        encode_map(address, [columns as u64, rows as u64], &[2 * stride as u64], [64, box_rows])
+    }
+
+    /// As [`tensor_map`](Self::tensor_map), with boxes of two times 64 columns, one after the other.
+    pub fn tensor_map_of_pairs(
+        &self,
+        address: Address,
+        [rows, columns]: [usize; 2],
+        stride: usize,
+        box_rows: u32,
+    ) -> Result<TensorMap> {
+        let sizes = [64, rows as u64, columns as u64 / 64];
+        encode_map(address, sizes, &[2 * stride as u64, 128], [64, box_rows, 2])
     }
 
     /// Starts a kernel that takes one structure.
@@ -464,6 +453,38 @@ impl Device {
         let graph = graph.map_err(failed("cannot build a graph"))?;
         graph.map(Graph).ok_or_else(|| Error::Backend("CUDA: a graph without work".into()))
     }
+}
+
+/// A map of F16 numbers in `sizes`, innermost first; `strides`, in bytes, are those of all but the innermost.
+fn encode_map<const D: usize>(
+    address: Address,
+    sizes: [u64; D],
+    strides: &[u64],
+    shape: [u32; D],
+) -> Result<TensorMap> {
+    assert_eq!(strides.len() + 1, D);
+    let mut map = TensorMap([0; 16]);
+    // SAFETY: the map has the size and the alignment of a CUtensorMap, the arrays as many elements as there are dimensions
+    // (the strides one less), and the address is only written down.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            std::ptr::from_mut(&mut map).cast(),
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            D as u32,
+            address as *mut std::ffi::c_void,
+            sizes.as_ptr(),
+            strides.as_ptr(),
+            shape.as_ptr(),
+            [1; D].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    }
+    .result()
+    .map_err(failed("cannot describe a matrix"))?;
+    Ok(map)
 }
 
 /// Whether the driver has a pool that memory can be taken from in the stream's order.

@@ -151,7 +151,12 @@ impl Products {
         let stage_bytes = 32 * 256;
         let n_stages = ((FEW_BYTES[0] - bytes) / stage_bytes).min(FEW_MAX_STAGES);
         let arguments = FewGemm {
-            x: device.tensor_map(a.x, [a.m as usize, a.k as usize], a.x_stride as usize, NORMED_ROWS as u32)?,
+            x: device.tensor_map_of_pairs(
+                a.x,
+                [a.m as usize, a.k as usize],
+                a.x_stride as usize,
+                NORMED_ROWS as u32,
+            )?,
             g: *a,
             box_rows: NORMED_ROWS,
             n_stages: n_stages as i32,
@@ -203,11 +208,11 @@ impl Products {
 
     unsafe fn launch_as(&self, device: &Device, kind: Kind, a: &Gemm) -> Result<()> {
         let (m, n) = (a.m as u32, a.n as u32);
-        let map = |box_rows| device.tensor_map(a.x, [a.m as usize, a.k as usize], a.x_stride as usize, box_rows);
+        let (shape, stride) = ([a.m as usize, a.k as usize], a.x_stride as usize);
         match (kind, &self.hopper) {
             (Kind::Wide, Some(Hopper { wide, .. })) => {
                 let kernel = wide[a.epilogue as usize].as_ref().expect("looked at before");
-                let arguments = WideGemm { x: map(WIDE_BM)?, g: *a };
+                let arguments = WideGemm { x: device.tensor_map(a.x, shape, stride, WIDE_BM)?, g: *a };
                 unsafe { device.launch(kernel, [self.n_multiprocessors, 1, 1], 384, WIDE_BYTES, &arguments) }
             }
             (Kind::Few { wider }, Some(Hopper { few, .. })) => {
@@ -217,7 +222,7 @@ impl Products {
                 let room = FEW_BYTES[usize::from(box_rows > 16 || !wider)] - FEW_EXTRA_BYTES;
                 let n_stages = (room / stage_bytes).min(FEW_MAX_STAGES);
                 let arguments = FewGemm {
-                    x: map(box_rows)?,
+                    x: device.tensor_map_of_pairs(a.x, shape, stride, box_rows)?,
                     g: *a,
                     box_rows: box_rows as i32,
                     n_stages: n_stages as i32,
