@@ -184,7 +184,7 @@ fn run_on_cpu(options: &Options, batch: &mut Batch, interrupted: &AtomicBool) ->
 
 /// Has what a pass used returned when it ends. glibc would keep it, for the thread that it was used on, and passes are on
 /// whichever thread is free: that of each would grow to the largest. Beside GPUs, where many threads take and free audio, it
-/// would cost 1 to 2 % of the speed.
+/// would cost some 2 % of the speed.
 fn return_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it sets a word that allocations look at. Should it fail, memory stays as it was.

@@ -272,41 +272,39 @@ impl Strip<'_> {
             let m: usize = tiles.iter().map(|tile| tile.rows).sum();
             totals.resize(totals.len().max(cols.len() * m), ZEROS);
             let totals = totals.as_mut_ptr();
-            for depth in (0..t.columns.k).step_by(GROUP_DEPTH) {
-                let depth_end = t.columns.k.min(depth + GROUP_DEPTH);
+            let &Columns { weight, k, .. } = t.columns;
+            for depth in (0..k).step_by(GROUP_DEPTH) {
+                let depth_end = k.min(depth + GROUP_DEPTH);
                 for group in cols.clone().step_by(GROUP_COLS) {
                     let group_end = cols.end.min(group + GROUP_COLS);
-                    let next_group = match (group_end < cols.end, depth_end < t.columns.k) {
-                        (true, _) => group_end * t.columns.k + depth,
-                        (false, true) => cols.start * t.columns.k + depth_end,
-                        (false, false) => cols.end * t.columns.k, // maybe another task's
+                    let next_group = match (group_end < cols.end, depth_end < k) {
+                        (true, _) => group_end * k + depth,
+                        (false, true) => cols.start * k + depth_end,
+                        (false, false) => cols.end * k, // maybe another task's
                     };
                     for block in (depth..depth_end).step_by(BLOCK) {
                         let mut col = group;
                         while col < group_end {
                             let width = if col + C <= group_end { C } else { 1 };
                             let next_tile = match (col + width < group_end, block + BLOCK < depth_end) {
-                                (true, _) => (col + width) * t.columns.k + block,
-                                (false, true) => group * t.columns.k + block + BLOCK,
+                                (true, _) => (col + width) * k + block,
+                                (false, true) => group * k + block + BLOCK,
                                 (false, false) => next_group,
                             };
-                            let at = col * t.columns.k + block;
+                            let at = col * k + block;
                             for &RowTile { first: row, rows } in *tiles {
                                 let tile = Tile {
-                                    x: t.x.as_ptr().add(row * t.columns.k.next_multiple_of(LANES) + rows * block),
-                                    weight: t.columns.weight.add(at),
-                                    stride: t.columns.k,
-                                    depth: BLOCK.min(t.columns.k - block),
+                                    x: t.x.as_ptr().add(row * k.next_multiple_of(LANES) + rows * block),
+                                    weight: weight.add(at),
+                                    stride: k,
+                                    depth: BLOCK.min(k - block),
                                     totals: totals.add((col - cols.start) * m + row - first_row),
                                     totals_stride: m,
                                     first: block == 0,
                                 };
                                 let next = (row == first_row).then(|| {
-                                    let next_group = at + next_group - (group * t.columns.k + depth);
-                                    (
-                                        t.columns.weight.wrapping_add(next_tile),
-                                        t.columns.weight.wrapping_add(next_group),
-                                    )
+                                    let next_group = at + next_group - (group * k + depth);
+                                    (weight.wrapping_add(next_tile), weight.wrapping_add(next_group))
                                 });
                                 if width < C || !tile.depth.is_multiple_of(2 * LANES) {
                                     tile.accumulate_rest::<S>(rows, width);
@@ -418,22 +416,23 @@ impl Tile {
 #[inline(always)]
 unsafe fn dot<S: Simd>(t: &Task<'_>, col: usize) {
     unsafe {
-        let weight = t.columns.weight.add(col * t.columns.k);
+        let k = t.columns.k;
+        let (x, weight) = (t.x.as_ptr(), t.columns.weight.add(col * k));
         let mut total = S::splat(0.0);
-        for block in (0..t.columns.k).step_by(BLOCK) {
-            let end = t.columns.k.min(block + BLOCK);
+        for block in (0..k).step_by(BLOCK) {
+            let end = k.min(block + BLOCK);
             let mut acc = S::splat(0.0);
             let mut i = block;
             while i + 2 * LANES <= end {
                 S::prefetch(weight.wrapping_add(i + PREFETCH).cast());
                 for i in [i, i + LANES] {
-                    acc = S::fma(S::load(t.x.as_ptr().add(i)), S::load_bf16(weight.add(i)), acc);
+                    acc = S::fma(S::load(x.add(i)), S::load_bf16(weight.add(i)), acc);
                 }
                 i += 2 * LANES;
             }
             while i < end {
                 let n = LANES.min(end - i);
-                acc = S::fma(S::load_part(t.x.as_ptr().add(i), n), S::load_bf16_part(weight.add(i), n), acc);
+                acc = S::fma(S::load_part(x.add(i), n), S::load_bf16_part(weight.add(i), n), acc);
                 i += LANES;
             }
             total = if block == 0 { acc } else { S::add(total, acc) };
@@ -445,7 +444,8 @@ unsafe fn dot<S: Simd>(t: &Task<'_>, col: usize) {
 #[inline(always)]
 unsafe fn finish<S: Simd>(t: &Task<'_>, row: usize, col: usize, total: S::V) {
     unsafe {
-        let bias = if t.columns.bias.is_null() { 0.0 } else { *t.columns.bias.add(col) };
-        *t.columns.out.add(row * t.columns.out_stride + col) = S::sum(total) + bias;
+        let &Columns { bias, out, out_stride, .. } = t.columns;
+        let bias = if bias.is_null() { 0.0 } else { *bias.add(col) };
+        *out.add(row * out_stride + col) = S::sum(total) + bias;
     }
 }

@@ -116,12 +116,12 @@ impl<'a> Client<'a> {
                 self.stopped = true;
                 self.scheduler.cancel_all();
             }
-            let n_written = writer.as_ref().map_or(0, |writer| writer.open().len());
-            while !self.stopped && tasks.len() + n_written < window {
+            let n_writing = writer.as_ref().map_or(0, |writer| writer.open().len());
+            while !self.stopped && tasks.len() + n_writing < window {
                 let Some(job) = left.next() else { break };
                 tasks.push_back(self.begin(job));
             }
-            if tasks.is_empty() && n_written == 0 {
+            if tasks.is_empty() && n_writing == 0 {
                 break;
             }
             if progress.is_due() {
