@@ -131,3 +131,48 @@ struct KeySource {
     }
     __device__ __forceinline__ size_t value_offset(int at) const { return at >= position ? kv_dim : value_in_ring; }
 };
+
+// 16-byte chunks of rows of HD numbers, so that no two of eight consecutive rows share a bank.
+template <int HD>
+__device__ __forceinline__ uint32_t place(int row, int chunk) {
+    constexpr int CHUNKS = HD / 8, MASK = CHUNKS < 8 ? CHUNKS - 1 : 7;
+    const int turn = CHUNKS < 8 ? row / (8 / CHUNKS) : row;
+    return (row * CHUNKS + (chunk ^ (turn & MASK))) * 16;
+}
+
+// Scores and weights of a warp's 16 queries and a block, then the values' weighted sums. `query` is the position of the
+// thread's first row; in blocks that all rows see whole, `masked` may be false.
+template <int HD>
+__device__ __forceinline__ void attend_block(Scores& x, float (&out)[HD / 8][4], const uint32_t (&queries)[HD / 16][4],
+                                             uint32_t keys, uint32_t values, int block, int query, int window,
+                                             float scale, bool masked) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < KEYS / 8; j++) x.s[j][0] = x.s[j][1] = x.s[j][2] = x.s[j][3] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < HD / 16; k++) {
+#pragma unroll
+        for (int j = 0; j < KEYS / 8; j += 2) {
+            uint32_t r[4];
+            ldmatrix_x4(r, keys + place<HD>(j * 8 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+            mma(x.s[j], queries[k], r[0], r[1]);
+            mma(x.s[j + 1], queries[k], r[2], r[3]);
+        }
+    }
+    if (masked) mask(x, block * KEYS, query, window);
+    weigh(x, scale);
+#pragma unroll
+    for (int d = 0; d < HD / 8; d++) out[d][0] = out[d][1] = out[d][2] = out[d][3] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; k++) {
+        uint32_t weights[4];
+        as_operand(weights, x, k);
+#pragma unroll
+        for (int d = 0; d < HD / 8; d += 2) {
+            uint32_t r[4];
+            ldmatrix_x4_transposed(r, values + place<HD>(k * 16 + lane % 16, d + lane / 16));
+            mma(out[d], weights, r[0], r[1]);
+            mma(out[d + 1], weights, r[2], r[3]);
+        }
+    }
+}

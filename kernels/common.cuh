@@ -35,6 +35,15 @@ __device__ __forceinline__ void cluster_barrier() {
 }
 #endif
 
+#if __CUDA_ARCH__ >= 900
+// How soon data may leave L2: for what is read once.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+#endif
+
 // What the kernel may begin to read before the ones before it have ended: not from a multiprocessor's own cache, which may be
 // older than it. 8-byte words.
 template <typename T>
@@ -153,6 +162,13 @@ __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
     return x;
+}
+
+// Adds and returns what was there, after the block's writes up to its last barrier and before its reads after the next.
+__device__ __forceinline__ uint32_t add_acquire_release(uint32_t* p, uint32_t v) {
+    uint32_t old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+    return old;
 }
 
 // One decoder position of a pass.

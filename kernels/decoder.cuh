@@ -152,13 +152,6 @@ __device__ __forceinline__ void add_release(uint32_t* p, uint32_t v) {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
-// Adds and returns what was there, after the block's writes up to its last barrier and before its reads after the next.
-__device__ __forceinline__ uint32_t add_acquire_release(uint32_t* p, uint32_t v) {
-    uint32_t old;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
-    return old;
-}
-
 // Asks for `bytes` (a multiple of 16) from p on to be in L2; below sm_90 for the 128-byte lines that begin there.
 __device__ __forceinline__ void prefetch_l2(const void* p, int bytes) {
 #if BULK_COPY
@@ -223,12 +216,6 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_
 }
 // Orders what threads wrote before what the copy engine reads.
 __device__ __forceinline__ void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
-// For what is read once.
-__device__ __forceinline__ uint64_t evict_first_policy() {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
 // For what all blocks read.
 __device__ __forceinline__ uint64_t evict_last_policy() {
     uint64_t policy;

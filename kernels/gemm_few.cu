@@ -5,14 +5,11 @@
 // weights' before the kernels before this one have ended; a warpgroup adds everything up. Where there are fewer rows than
 // the instruction's 64, it reads what happens to be behind them, and nobody looks at those sums.
 //
-// Up to 8 rows can be normed on the way, by every block for itself: a kernel less in the chain.
-//
 // N and K are multiples of 128. Grid: (N / 16 or N / 32, rows / 64); block: 160; dynamic shared memory: n_stages stages, 8 KiB
-// to read from behind the last one, 1 KiB for alignment, and with the norm 16 * K bytes.
+// to read from behind the last one, and 1 KiB for alignment.
 
 #include "epilogue.cuh"
 #include "hopper.cuh"
-#include "norm.cuh"
 
 #if HOPPER
 
@@ -20,60 +17,19 @@ struct FewGemm {
     TensorMap x;  // [m][k], in boxes of 2 blocks by box_rows by 64 columns
     Gemm g;
     int box_rows, n_stages;
-    // for gemm_few_normed, where box_rows is 8, K at most MAX_NORMED, and x is not used:
-    const float* residual;  // [m][k], zeros beyond dim
-    const float* norm;      // [k]
-    int dim;
-    float eps;
 };
 
-constexpr int MAX_STAGES = 16, MAX_NORMED = 1280;
-
-// Writes up to 8 rows' norms where the products find them, by four warps.
-__device__ __forceinline__ void norm_rows(const FewGemm& a, uint8_t* to) {
-    constexpr int OWN = MAX_NORMED / 128;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float4 weights[OWN];
-#pragma unroll
-    for (int j = 0; j < OWN; j++) {
-        const int i = j * 128 + lane * 4;
-        if (i < a.g.k) weights[j] = *reinterpret_cast<const float4*>(a.norm + i);
-    }
-    wait_for_previous();
-    for (int row = warp; row < a.g.m; row += 4) {
-        const float* residual = a.residual + static_cast<size_t>(row) * a.g.k;
-        float4 v[OWN];
-        float sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < OWN; j++) {
-            const int i = j * 128 + lane * 4;
-            v[j] = i < a.g.k ? *reinterpret_cast<const float4*>(residual + i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        }
-#pragma unroll
-        for (int j = 0; j < OWN; j++) add_squares(sum, v[j]);
-        const float inverse = inverse_rms(sum, a.dim, a.eps);
-#pragma unroll
-        for (int j = 0; j < OWN; j++) {
-            const int i = j * 128 + lane * 4;
-            if (i >= a.g.k) continue;
-            *reinterpret_cast<uint2*>(to + i / 64 * 1024 + swizzled(row, i % 64 / 8) + i % 8 * 2) =
-                normed(v[j], weights[j], inverse);
-        }
-    }
-    fence_async();
-    asm volatile("bar.sync 1, 128;" ::: "memory");
-}
+constexpr int MAX_STAGES = 16;
 
 // STAGES: of the ring that most products of up to eight rows have.
-template <int N, bool NORMED, int STAGES>
+template <int N, int STAGES>
 __device__ __forceinline__ void multiply_few(const FewGemm& a) {
     const Gemm& g = a.g;
     extern __shared__ uint8_t shared[];
-    const uint32_t start = (shared_address(shared) + 1023) / 1024 * 1024;
-    const uint32_t base = start + (NORMED ? g.k * 16 : 0);
+    const uint32_t base = (shared_address(shared) + 1023) / 1024 * 1024;
     __shared__ __align__(8) uint64_t barriers[2 * MAX_STAGES];
     const uint32_t full = shared_address(barriers), empty = full + MAX_STAGES * 8;
-    const uint32_t x_bytes = NORMED ? 0 : a.box_rows * 128, w_bytes = N * 128, stage_bytes = 2 * (x_bytes + w_bytes);
+    const uint32_t x_bytes = a.box_rows * 128, w_bytes = N * 128, stage_bytes = 2 * (x_bytes + w_bytes);
     const int n_stages = a.n_stages, n_steps = g.k / 128, n_first = blockIdx.x * N, m_first = blockIdx.y * 64;
     if (threadIdx.x == 128) {
         for (int s = 0; s < n_stages; s++) {
@@ -97,7 +53,7 @@ __device__ __forceinline__ void multiply_few(const FewGemm& a) {
             }
         };
         auto load_x = [&](int step, int slot) {
-            if (!NORMED) copy_blocks(base + slot * stage_bytes, &a.x, 2 * step, m_first, full + slot * 8);
+            copy_blocks(base + slot * stage_bytes, &a.x, 2 * step, m_first, full + slot * 8);
         };
         for (int s = 0; s < n_stages && s < n_steps; s++) load_weights(s, s);
         wait_for_previous();
@@ -113,7 +69,6 @@ __device__ __forceinline__ void multiply_few(const FewGemm& a) {
         return;
     }
 
-    if (NORMED) norm_rows(a, shared + (start - shared_address(shared)));
     float d[N / 2];
     // eight rows stand for all
     const uint64_t row_mask = a.box_rows == 8 ? ~(0x3FFFull << 32) : ~0ull;
@@ -123,8 +78,7 @@ __device__ __forceinline__ void multiply_few(const FewGemm& a) {
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const uint32_t rows = NORMED ? start + (2 * step + i / 4) * 1024 : stage + i / 4 * x_bytes;
-            const uint64_t x = (operand(rows) & row_mask) + i % 4 * 2;
+            const uint64_t x = (operand(stage + i / 4 * x_bytes) & row_mask) + i % 4 * 2;
             const uint64_t w = operand(stage + 2 * x_bytes + i / 4 * w_bytes) + i % 4 * 2;
             wgmma_64(d, x, w, step > 0 || i > 0);
         }
@@ -136,7 +90,7 @@ __device__ __forceinline__ void multiply_few(const FewGemm& a) {
     };
     if (a.box_rows == 8 && n_stages == STAGES) {
         // the usual ring, unrolled: the matrix unit would wait for descriptors of places that aren't constant
-        constexpr uint32_t X_BYTES = NORMED ? 0 : 8 * 128;
+        constexpr uint32_t X_BYTES = 8 * 128;
         uint32_t parity = 0;
         for (int first = 0; first < n_steps; first += STAGES, parity ^= 1) {
 #pragma unroll
@@ -183,13 +137,12 @@ __device__ __forceinline__ void multiply_few(const FewGemm& a) {
     }
 }
 
-#define FEW_KERNEL(name, N, NORMED, STAGES)                                                        \
+#define FEW_KERNEL(name, N, STAGES)                                                                \
     extern "C" __global__ void __launch_bounds__(160) name(const __grid_constant__ FewGemm a) { \
-        multiply_few<N, NORMED, STAGES>(a);                                                        \
+        multiply_few<N, STAGES>(a);                                                                \
     }
 
-FEW_KERNEL(gemm_few_16, 16, false, 16)
-FEW_KERNEL(gemm_few_32, 32, false, 6)
-FEW_KERNEL(gemm_few_normed, 32, true, 5)
+FEW_KERNEL(gemm_few_16, 16, 16)
+FEW_KERNEL(gemm_few_32, 32, 6)
 
 #endif

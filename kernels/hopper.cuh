@@ -144,7 +144,7 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n.reg .pred done;\nWAIT:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra WAIT;\n}\n" ::"r"(barrier),
         "r"(parity)
         : "memory");
@@ -156,6 +156,16 @@ __device__ __forceinline__ void copy_bulk(uint32_t destination, const void* sour
                      destination),
                  "l"(source), "r"(bytes), "r"(barrier)
                  : "memory");
+}
+
+// As above, with how soon the data may leave L2.
+__device__ __forceinline__ void copy_bulk(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier,
+                                          uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+            destination),
+        "l"(source), "r"(bytes), "r"(barrier), "l"(policy)
+        : "memory");
 }
 
 // The box of a tensor map whose first element is (column, row); zeros where it reaches beyond the tensor.

@@ -13,8 +13,10 @@ use std::sync::{Arc, Mutex};
 use support::synthetic::{Dims, Preset};
 use voxtral::audio::mel::{MelFilters, MelStream};
 use voxtral::backend::cpu::Cpu;
-use voxtral::backend::cuda::Cuda;
-use voxtral::backend::{Backend, BackendOptions, CublasLt, CudaOptions, EncodeChunk, Prediction, Products, Span};
+use voxtral::backend::cuda::{Cuda, CudaStream};
+use voxtral::backend::{
+    Backend, BackendOptions, CublasLt, CudaOptions, EncodeChunk, Export, Prediction, Products, Span,
+};
 use voxtral::model::{Delay, Model};
 use voxtral::{Engine, Event, SessionOptions};
 
@@ -327,6 +329,58 @@ fn the_size_of_encoder_chunks_changes_no_bit() {
     let expected = run(8 * n_positions);
     for n_frames in [8, 24, 136, 264, 1000, 3000] {
         assert_same(&format!("chunks of {n_frames} frames"), &run(n_frames), &expected);
+    }
+}
+
+/// Embeddings and the encoder's last keys and values, as bits.
+fn encoded(cuda: &mut Cuda, stream: &CudaStream) -> (Vec<u32>, Vec<Vec<u32>>) {
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let state = cuda.export(stream).unwrap();
+    let kv = state.encoder.layers.iter().flat_map(|[keys, values]| [bits(keys), bits(values)]);
+    (bits(&state.embeddings), kv.collect())
+}
+
+/// Passes of up to eight rows, which have a kernel of their own where the GPU has it, against passes of all rows.
+#[test]
+fn live_audio_has_the_bits_of_whole_files() {
+    let real = Dims { n_layers: 3, ..Preset::full().encoder };
+    // groups, rests in every width, and shares of which some multiprocessors have none
+    let awkward = Dims { dim: 200, head_dim: 64, hidden_dim: 712, n_heads: 6, n_kv_heads: 2, n_layers: 2, window: 129 };
+    let tall = Dims { dim: 1150, hidden_dim: 5000, ..real };
+    for encoder in [real, awkward, tall] {
+        let (_dir, model) = checkpoint(&Preset { encoder, ..small() });
+        let mut cuda = cuda(&model, true);
+        let n_mels = model.params.n_mels;
+        // past the window, and past the end of the rings
+        let samples: Vec<f32> = support::recording("long_mixed").repeat(2)[..22 * 16000].to_vec();
+        let mel = log_mel(&model, &samples, Delay::DEFAULT);
+        let others: Vec<f32> = mel.iter().rev().copied().collect();
+        let mut whole = |mel: &[f32]| {
+            let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+            cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: mel }]).unwrap();
+            encoded(&mut cuda, &stream)
+        };
+        let expected = [whole(&mel), whole(&others)];
+        assert!(expected[0].0.iter().all(|&v| f32::from_bits(v).is_finite()) && expected[0] != expected[1]);
+        for n_frames in [8, 16] {
+            let mut stream = cuda.open(Delay::DEFAULT).unwrap();
+            for log_mel in mel.chunks(n_frames * n_mels) {
+                cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel }]).unwrap();
+            }
+            assert!(encoded(&mut cuda, &stream) == expected[0], "dim {}, chunks of {n_frames} frames", encoder.dim);
+        }
+        // two streams, the second of which is behind
+        let [mut first, mut second] = [(); 2].map(|()| cuda.open(Delay::DEFAULT).unwrap());
+        let (start, rest) = mel.split_at(70 * 8 * n_mels);
+        cuda.encode(&mut [EncodeChunk { stream: &mut first, log_mel: start }]).unwrap();
+        for (log_mel, other) in rest.chunks(8 * n_mels).zip(others.chunks(8 * n_mels)) {
+            let chunks = [(&mut first, log_mel), (&mut second, other)];
+            cuda.encode(&mut chunks.map(|(stream, log_mel)| EncodeChunk { stream, log_mel })).unwrap();
+        }
+        cuda.encode(&mut [EncodeChunk { stream: &mut second, log_mel: &others[rest.len()..] }]).unwrap();
+        for (stream, expected) in [first, second].iter().zip(&expected) {
+            assert!(encoded(&mut cuda, stream) == *expected, "dim {}, two streams", encoder.dim);
+        }
     }
 }
 

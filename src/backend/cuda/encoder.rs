@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::Tracer;
 use super::attention::{AttentionKind, EncoderAttention, FEW_TILE};
-use super::device::{Buffer, Device, Graph, Pinned, bytes_of};
+use super::device::{Buffer, Device, Graph, Pinned, TensorMap, bytes_of};
+use super::encoder_layers::{LayersKernel, LayersPass, ring_map};
 use super::gemm::{Epilogue, Gemm};
 use super::launch::{ConvTails, KeepKeys, Kernels, MelFrames, RmsNorm, RopeAngles, Segment};
 use super::stream::{CudaStream, encoder_slots};
@@ -24,6 +25,8 @@ use crate::model::params::{DOWNSAMPLE, FRAMES_PER_TOKEN, Params};
 const GRAPH_ROWS: usize = 128;
 /// Shapes remembered.
 const MAX_GRAPHS: usize = 32;
+/// Tables for each segment of a pass.
+const SEGMENT_BYTES: usize = size_of::<TensorMap>() + size_of::<Segment>();
 /// Tables of positions and the like, for each frame of a pass.
 const TABLE_BYTES_PER_FRAME: usize = 64;
 /// Bytes of frames copied by one thread at a time.
@@ -33,6 +36,8 @@ pub struct Encoder {
     params: Params,
     conv: [(Matrix, Buffer); 2],
     layers: Vec<Layer>,
+    /// For passes of few rows, where there is one.
+    layers_kernel: Option<LayersKernel>,
     norm: Buffer,
     adapter: [Matrix; 2],
     frequencies: Buffer,
@@ -68,8 +73,17 @@ struct Part<'a> {
     log_mel: &'a [f32],
 }
 
-/// Offsets of the tables in the input block.
+/// Which kernels do a pass's layers.
+#[derive(Clone, Copy)]
+struct How {
+    attention: AttentionKind,
+    /// All by [`LayersKernel`].
+    in_one_kernel: bool,
+}
+
+/// Where the tables of the input block are.
 struct Layout {
+    rings: u64,
     segments: u64,
     tiles: u64,
     positions: u64,
@@ -88,10 +102,12 @@ impl Encoder {
         use_graphs: bool,
     ) -> Result<Self> {
         let p = weights.params;
+        let layers = loader.layers(&p.encoder, &weights.encoder)?;
         Ok(Self {
             params: p,
             conv: [loader.convolution(&weights.conv[0])?, loader.convolution(&weights.conv[1])?],
-            layers: loader.layers(&p.encoder, &weights.encoder)?,
+            layers_kernel: LayersKernel::new(device, &p.encoder, &layers, encoder_slots(&p.encoder))?,
+            layers,
             norm: loader.vector(&weights.encoder_norm)?,
             adapter: [loader.joining(&weights.adapter[0])?, loader.merged(&[&weights.adapter[1]])?],
             frequencies: super::frequencies(device, &p.encoder)?,
@@ -138,22 +154,22 @@ impl Encoder {
         let n_tokens = |frames: u32| frames as usize / FRAMES_PER_TOKEN;
         let embeddings: Result<Vec<Buffer>> = shape.iter().map(|&n| device.alloc(n_tokens(n) * row_bytes)).collect();
         let embeddings = embeddings?;
-        let attention = self.attention_kind(kernels, &shape);
-        let layout = self.fill(device, pass, attention)?;
+        let how = self.how(kernels, &shape);
+        let layout = self.fill(device, pass, how)?;
 
         let record = self.use_graphs && !trace.is_on() && n_frames / 2 <= GRAPH_ROWS;
         if record && !self.graphs.contains_key(&shape) {
             if self.graphs.len() >= MAX_GRAPHS {
                 self.graphs.clear();
             }
-            let graph = device.capture(|| self.launch(kernels, &shape, attention, &layout, trace))?;
+            let graph = device.capture(|| self.launch(kernels, &shape, how, &layout, trace))?;
             self.graphs.insert(shape.clone(), graph);
         }
         pass.iter_mut().for_each(|part| part.stream.struck = true);
         if record {
             self.graphs.get_mut(&shape).expect("just inserted").launch()?;
         } else {
-            self.launch(kernels, &shape, attention, &layout, trace)?;
+            self.launch(kernels, &shape, how, &layout, trace)?;
         }
         let mut source = self.scratch.as_ref().expect("reserved").embeddings.address();
         for (buffer, &n) in embeddings.iter().zip(&shape) {
@@ -171,9 +187,12 @@ impl Encoder {
         Ok(())
     }
 
-    fn attention_kind(&self, kernels: &Kernels, shape: &[u32]) -> AttentionKind {
-        let e = &self.params.encoder;
-        kernels.encoder_attention().kind(shape.iter().map(|&n| n as usize / 2), e.n_heads)
+    fn how(&self, kernels: &Kernels, shape: &[u32]) -> How {
+        let n_rows = shape.iter().map(|&n| n as usize / 2);
+        How {
+            attention: kernels.encoder_attention().kind(n_rows.clone(), self.params.encoder.n_heads),
+            in_one_kernel: self.layers_kernel.as_ref().is_some_and(|kernel| kernel.takes(n_rows)),
+        }
     }
 
     /// Makes the scratch memory large enough.
@@ -190,7 +209,7 @@ impl Encoder {
         let (p, e) = (&self.params, &self.params.encoder);
         let rows = n_frames / 2;
         let tokens = rows / DOWNSAMPLE;
-        let input = n_segments * size_of::<Segment>() + n_frames * (TABLE_BYTES_PER_FRAME + p.n_mels * 4);
+        let input = n_segments * SEGMENT_BYTES + n_frames * (TABLE_BYTES_PER_FRAME + p.n_mels * 4);
         let f16 = |rows: usize, width: usize| device.alloc_zeros(rows * padded(width) * 2);
         self.scratch = Some(Scratch {
             n_frames,
@@ -213,16 +232,18 @@ impl Encoder {
 
     /// Writes the pass's tables and frames, and sends them to the device. Where a table is depends on the scratch's size
     /// alone, so graphs find it.
-    fn fill(&mut self, device: &Device, pass: &[Part<'_>], attention: AttentionKind) -> Result<Layout> {
+    fn fill(&mut self, device: &Device, pass: &[Part<'_>], how: How) -> Result<Layout> {
         let n_mels = self.params.n_mels;
         let scratch = self.scratch.as_mut().expect("reserved");
         let base = scratch.input.address();
-        let segments_bytes = scratch.n_segments * size_of::<Segment>();
-        let table = |i: usize| segments_bytes + i * scratch.n_frames * 8;
-        let frames_at = segments_bytes + scratch.n_frames * TABLE_BYTES_PER_FRAME;
+        let segments_at = scratch.n_segments * size_of::<TensorMap>();
+        let tables_at = scratch.n_segments * SEGMENT_BYTES;
+        let table = |i: usize| tables_at + i * scratch.n_frames * 8;
+        let frames_at = tables_at + scratch.n_frames * TABLE_BYTES_PER_FRAME;
         let at = |offset: usize| base + offset as u64;
         let layout = Layout {
-            segments: base,
+            rings: base,
+            segments: at(segments_at),
             tiles: at(table(0)),
             positions: at(table(1)),
             conv0_in: at(table(2)),
@@ -231,7 +252,8 @@ impl Encoder {
             frames: at(frames_at),
         };
 
-        let mut segments = Vec::with_capacity(pass.len());
+        let e = &self.params.encoder;
+        let (mut rings, mut segments) = (Vec::new(), Vec::with_capacity(pass.len()));
         let mut tables: [Vec<i32>; 5] = Default::default();
         let (mut row, mut frame) = (0, 0);
         let host = scratch.host.as_mut_slice();
@@ -243,6 +265,9 @@ impl Encoder {
             let position = stream.n_encoded_rows as i32;
             // a segment's frames come after the two before it, and so do its rows of the first convolution, after one
             let first_frame = (frame + 2 * i) as i32;
+            if how.in_one_kernel {
+                rings.push(ring_map(device, stream.encoder_ring.address(), e, encoder_slots(e))?);
+            }
             segments.push(Segment {
                 ring: stream.encoder_ring.address(),
                 conv_tail: stream.conv_tail.address(),
@@ -253,7 +278,7 @@ impl Encoder {
                 first_conv: first_frame,
             });
             let [tiles, positions, conv0_in, conv0_out, conv1_in] = &mut tables;
-            tiles.extend((0..n_rows).step_by(attention.tile()).flat_map(|first| [i as i32, first as i32]));
+            tiles.extend((0..n_rows).step_by(how.attention.tile()).flat_map(|first| [i as i32, first as i32]));
             positions.extend((0..n_rows as i32).map(|r| position + r));
             conv0_in.extend((0..n_frames as i32).map(|f| first_frame + f));
             conv0_out.extend((0..n_frames as i32).map(|f| first_frame + 1 + f));
@@ -269,11 +294,11 @@ impl Encoder {
             frame += n_frames;
         }
         let used = frames_at + frame * n_mels * 4;
-        let segment_bytes = bytes_of(&segments);
-        host[..segment_bytes.len()].copy_from_slice(segment_bytes);
+        let mut put = |at: usize, bytes: &[u8]| host[at..][..bytes.len()].copy_from_slice(bytes);
+        put(0, bytes_of(&rings));
+        put(segments_at, bytes_of(&segments));
         for (i, values) in tables.iter().enumerate() {
-            let bytes = bytes_of(values);
-            host[table(i)..][..bytes.len()].copy_from_slice(bytes);
+            put(table(i), bytes_of(values));
         }
         // SAFETY: the device block is as large; the host block stays as it is until the pass is over.
         unsafe { device.upload(base, &scratch.host.as_slice()[..used])? };
@@ -284,7 +309,7 @@ impl Encoder {
         &self,
         kernels: &Kernels,
         shape: &[u32],
-        attention: AttentionKind,
+        How { attention, in_one_kernel }: How,
         layout: &Layout,
         trace: &mut Tracer,
     ) -> Result<()> {
@@ -370,13 +395,30 @@ impl Encoder {
                 },
             )?;
 
-            for (i, layer) in self.layers.iter().enumerate() {
+            if let Some(kernel) = self.layers_kernel.as_ref().filter(|_| in_one_kernel) {
+                let pass = LayersPass {
+                    rows,
+                    n_segments: shape.len(),
+                    segments: layout.segments,
+                    rings: layout.rings,
+                    rope: s.angles.address(),
+                    residual: s.x.address(),
+                };
+                let at_once = if trace.is_on() { 1 } else { e.n_layers };
+                for first in (0..e.n_layers).step_by(at_once) {
+                    kernel.launch(kernels.device(), &pass, first..(first + at_once))?;
+                    trace.f32("encoder_layer", first, &s.x, rows, dim, e.dim)?;
+                }
+            }
+            let one_by_one = if in_one_kernel { &[][..] } else { &self.layers };
+            for (i, layer) in one_by_one.iter().enumerate() {
                 let qkv = Gemm {
                     bias: bias(&layer.qkv_bias),
                     rope: s.angles.address(),
                     ..product(&layer.qkv, &s.h, rows, &s.qkv, Epilogue::QkvF16)
                 };
-                kernels.normed_gemm(&qkv, &norm(&layer.attention_norm))?;
+                kernels.rms_norm(rows, &norm(&layer.attention_norm))?;
+                kernels.gemm(&qkv)?;
                 kernels.encoder_attention().launch(
                     kernels.device(),
                     attention,
@@ -420,7 +462,8 @@ impl Encoder {
                     out_stride: padded(e.hidden_dim) as i32,
                     ..product(&layer.w13, &s.h, rows, &s.hidden, Epilogue::SwigluF16)
                 };
-                kernels.normed_gemm(&w13, &norm(&layer.ffn_norm))?;
+                kernels.rms_norm(rows, &norm(&layer.ffn_norm))?;
+                kernels.gemm(&w13)?;
                 let w2 = product(&layer.w2, &s.hidden, rows, &s.x, Epilogue::AddF32);
                 kernels.gemm(&Gemm { bias: bias(&layer.w2_bias), ..w2 })?;
                 trace.f32("encoder_layer", i, &s.x, rows, dim, e.dim)?;

@@ -1,7 +1,7 @@
 //! Products of activations with packed matrices, and which kernel does them. All give the same bits.
 
 use super::device::{Address, Device, Kernel, TensorMap};
-use super::launch::{GEMM, GEMM_FEW, GEMM_WIDE, RmsNorm};
+use super::launch::{GEMM, GEMM_FEW, GEMM_WIDE};
 use crate::Result;
 
 /// What a product does with its sums.
@@ -51,10 +51,6 @@ struct FewGemm {
     g: Gemm,
     box_rows: i32,
     n_stages: i32,
-    residual: Address,
-    norm: Address,
-    dim: i32,
-    eps: f32,
 }
 
 /// Rows and outputs of a block of `gemm_wide_*`, and its memory: four stages and what aligning them takes.
@@ -68,9 +64,6 @@ const FEW_ROWS: u32 = 128;
 const FEW_EXTRA_BYTES: u32 = 9 << 10;
 const FEW_BYTES: [u32; 2] = [72 << 10, 108 << 10];
 const FEW_MAX_STAGES: u32 = 16;
-/// Rows and columns that `gemm_few_normed` norms itself.
-const NORMED_ROWS: i32 = 8;
-const NORMED_COLUMNS: i32 = 1280;
 
 /// A kernel that can do a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +88,6 @@ struct Tiles {
 /// Kernels with the matrix instructions of compute capability 9.0.
 struct Hopper {
     few: [Kernel; 2],
-    few_normed: Kernel,
     /// By [`Epilogue`]; those that many rows don't need are absent.
     wide: [Option<Kernel>; 6],
 }
@@ -134,40 +126,6 @@ impl Products {
     /// All addresses must be those of allocations large enough for the shapes given.
     pub unsafe fn launch(&self, device: &Device, a: &Gemm) -> Result<()> {
         unsafe { self.launch_as(device, self.kind(a), a) }
-    }
-
-    /// Starts the product of a norm, which goes from `norm.x` to `a.x`, in one kernel if there is one for so few rows;
-    /// `false`, and nothing is started, if not.
-    ///
-    /// # Safety
-    /// As for [`launch`](Self::launch).
-    pub unsafe fn launch_normed(&self, device: &Device, a: &Gemm, norm: &RmsNorm) -> Result<bool> {
-        let Some(hopper) = &self.hopper else { return Ok(false) };
-        let plain = a.x_rows == 0 && a.out_rows == 0 && norm.h == a.x && norm.stride == a.k;
-        if !plain || a.m > NORMED_ROWS || a.k > NORMED_COLUMNS {
-            return Ok(false);
-        }
-        let bytes = FEW_EXTRA_BYTES + 16 * a.k as u32;
-        let stage_bytes = 32 * 256;
-        let n_stages = ((FEW_BYTES[0] - bytes) / stage_bytes).min(FEW_MAX_STAGES);
-        let arguments = FewGemm {
-            x: device.tensor_map_of_pairs(
-                a.x,
-                [a.m as usize, a.k as usize],
-                a.x_stride as usize,
-                NORMED_ROWS as u32,
-            )?,
-            g: *a,
-            box_rows: NORMED_ROWS,
-            n_stages: n_stages as i32,
-            residual: norm.x,
-            norm: norm.weight,
-            dim: norm.dim,
-            eps: norm.eps,
-        };
-        let grid = [a.n as u32 / 32, 1, 1];
-        unsafe { device.launch(&hopper.few_normed, grid, 160, n_stages * stage_bytes + bytes, &arguments)? };
-        Ok(true)
     }
 
     fn kind(&self, a: &Gemm) -> Kind {
@@ -226,10 +184,6 @@ impl Products {
                     g: *a,
                     box_rows: box_rows as i32,
                     n_stages: n_stages as i32,
-                    residual: 0,
-                    norm: 0,
-                    dim: 0,
-                    eps: 0.0,
                 };
                 let shared_bytes = n_stages * stage_bytes + FEW_EXTRA_BYTES;
                 let grid = [n / bn, m.div_ceil(FEW_BM), 1];
@@ -250,7 +204,6 @@ impl Hopper {
     fn new(device: &Device) -> Result<Option<Self>> {
         let Some(few_16) = device.optional_kernel(GEMM_FEW, "gemm_few_16", FEW_BYTES[1])? else { return Ok(None) };
         let few_32 = device.kernel(GEMM_FEW, "gemm_few_32", FEW_BYTES[1])?;
-        let few_normed = device.kernel(GEMM_FEW, "gemm_few_normed", FEW_BYTES[0])?;
         let mut wide = [const { None }; 6];
         for (epilogue, name) in [
             (Epilogue::StoreF32, "gemm_wide_store"),
@@ -261,7 +214,7 @@ impl Hopper {
         ] {
             wide[epilogue as usize] = Some(device.kernel(GEMM_WIDE, name, WIDE_BYTES)?);
         }
-        Ok(Some(Self { few: [few_16, few_32], few_normed, wide }))
+        Ok(Some(Self { few: [few_16, few_32], wide }))
     }
 }
 
@@ -425,70 +378,6 @@ mod tests {
         kinds
     }
 
-    /// A norm and a product in one kernel against one after the other.
-    fn check_normed(kernels: &Kernels, [m, n, k, dim]: [usize; 4], epilogue: Epilogue) {
-        let device = kernels.device();
-        let mut random = Random::new((m + n + k) as u32);
-        let mut x = random.spread(m * k, (-3.0, 3.0));
-        let mut norm_weight = random.spread(k, (-1.0, 1.0));
-        x.chunks_exact_mut(k).for_each(|row| row[dim..].fill(0.0));
-        norm_weight[dim..].fill(0.0);
-        let weights = packed(kernels, &random.spread(n * k, (-3.0, 0.0)), n, k, epilogue == Epilogue::SwigluF16);
-        let (x, norm_weight) = (put(device, &x), put(device, &norm_weight));
-        let h = device.alloc_zeros(m * k * 2).unwrap();
-        let norm = RmsNorm {
-            x: x.address(),
-            weight: norm_weight.address(),
-            h: h.address(),
-            dim: dim as i32,
-            stride: k as i32,
-            eps: 1e-5,
-        };
-        let run = |fused: bool| {
-            let out = device.alloc_zeros(m * n * 4).unwrap();
-            let a = Gemm {
-                weights: weights.address(),
-                x: h.address(),
-                x_rows: 0,
-                bias: 0,
-                out: out.address(),
-                out_rows: 0,
-                rope: 0,
-                x_stride: k as i32,
-                out_stride: n as i32,
-                m: m as i32,
-                n: n as i32,
-                k: k as i32,
-                epilogue,
-                n_turned: 0,
-                head_dim: 64,
-            };
-            let mut bits = vec![0u32; m * n];
-            // SAFETY: all buffers have the shapes of norm and product.
-            unsafe {
-                let done = fused && kernels.products().launch_normed(device, &a, &norm).unwrap();
-                assert!(done || !fused || !device.has_hopper_kernels(), "no kernel for both");
-                if !done {
-                    kernels.rms_norm(m, &norm).unwrap();
-                    kernels.gemm(&a).unwrap();
-                }
-                device.download(bytes_of_mut(&mut bits), out.address()).unwrap();
-            }
-            bits
-        };
-        let (apart, fused) = (run(false), run(true));
-        assert!(apart.iter().any(|&b| b != 0) && apart == fused, "{epilogue:?} {m} x {n} x {k}, {dim} of them");
-    }
-
-    #[test]
-    fn norm_and_product_in_one_kernel_change_no_bit() {
-        let kernels = device();
-        for m in 1..=8 {
-            check_normed(&kernels, [m, 512, 1280, 1280], Epilogue::SwigluF16);
-            check_normed(&kernels, [m, 384, 256, 130], Epilogue::StoreF32);
-        }
-    }
-
     fn widen(bits: &[u16]) -> Vec<f32> {
         bits.iter().map(|&b| half::f16::from_bits(b).to_f32()).collect()
     }
@@ -506,7 +395,9 @@ mod tests {
         }
         for spread in SPREADS {
             check(&kernels, [129, 512, 384], Epilogue::StoreF32, spread, false);
-            check(&kernels, [5, 128, 2560], Epilogue::StoreF32, spread, true);
+            for k in [2048, 2176, 2560, 5120] {
+                check(&kernels, [5, 128, k], Epilogue::StoreF32, spread, true);
+            }
         }
         for epilogue in [Epilogue::AddF32, Epilogue::GeluF32, Epilogue::GeluF16, Epilogue::SwigluF16, Epilogue::QkvF16]
         {

@@ -169,7 +169,7 @@ pub struct Kernels {
 }
 
 /// The compiled `kernels/*.cu`, with the index of each.
-const FATBINS: [&[u8]; 10] = [
+const FATBINS: [&[u8]; 11] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/gemm.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/pack.fatbin")),
@@ -180,6 +180,7 @@ const FATBINS: [&[u8]; 10] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/gemm_wide.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/encoder_attention_wide.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/gemm_few.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/encoder_layers.fatbin")),
 ];
 pub const GEMM: usize = 0;
 const ROWS: usize = 1;
@@ -191,6 +192,7 @@ pub const DECODER_STEPS: usize = 6;
 pub const GEMM_WIDE: usize = 7;
 pub const ENCODER_ATTENTION_WIDE: usize = 8;
 pub const GEMM_FEW: usize = 9;
+pub const ENCODER_LAYERS: usize = 10;
 
 /// The error for a model of a shape that the kernels are not made for.
 pub fn unsupported<T>(what: String) -> Result<T> {
@@ -233,20 +235,6 @@ impl Kernels {
     /// All addresses must be those of allocations large enough for the shapes given, as for every launch below.
     pub unsafe fn gemm(&self, a: &Gemm) -> Result<()> {
         unsafe { self.products.launch(&self.device, a) }
-    }
-
-    /// A norm, and the product of what it gives.
-    ///
-    /// # Safety
-    /// As for [`gemm`](Self::gemm).
-    pub unsafe fn normed_gemm(&self, a: &Gemm, norm: &RmsNorm) -> Result<()> {
-        unsafe {
-            if !self.products.launch_normed(&self.device, a, norm)? {
-                self.rms_norm(a.m as usize, norm)?;
-                self.gemm(a)?;
-            }
-        }
-        Ok(())
     }
 
     pub fn encoder_attention(&self) -> &Attention {

@@ -10,6 +10,7 @@ mod cublaslt;
 mod decoder;
 mod device;
 mod encoder;
+mod encoder_layers;
 mod export;
 mod gemm;
 mod launch;
