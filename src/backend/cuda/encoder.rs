@@ -106,7 +106,7 @@ impl Encoder {
         Ok(Self {
             params: p,
             conv: [loader.convolution(&weights.conv[0])?, loader.convolution(&weights.conv[1])?],
-            layers_kernel: LayersKernel::new(device, &p.encoder, &layers, encoder_slots(&p.encoder))?,
+            layers_kernel: LayersKernel::new(device, &p.encoder, &layers)?,
             layers,
             norm: loader.vector(&weights.encoder_norm)?,
             adapter: [loader.joining(&weights.adapter[0])?, loader.merged(&[&weights.adapter[1]])?],
@@ -266,7 +266,7 @@ impl Encoder {
             // a segment's frames come after the two before it, and so do its rows of the first convolution, after one
             let first_frame = (frame + 2 * i) as i32;
             if how.in_one_kernel {
-                rings.push(ring_map(device, stream.encoder_ring.address(), e, encoder_slots(e))?);
+                rings.push(ring_map(device, stream.encoder_ring.address(), e)?);
             }
             segments.push(Segment {
                 ring: stream.encoder_ring.address(),

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use super::attention::KEYS;
 use super::device::{Address, Buffer, Device, Kernel, TensorMap};
 use super::launch::ENCODER_LAYERS;
+use super::stream::encoder_slots;
 use super::weights::{Layer, padded};
 use crate::Result;
 use crate::model::params::{DOWNSAMPLE, TransformerParams};
 
-/// As in `kernels/encoder_layers.cu`.
+/// As in `kernels/encoder_layers.cuh`.
 const HEAD_DIM: usize = 64;
 const MAX_ROWS: usize = 8;
 const MAX_LAYERS: usize = 48;
@@ -43,7 +44,7 @@ struct PassLayer {
     w2_bias: Address,
 }
 
-/// As `EncoderLayers` in `kernels/encoder_layers.cu`.
+/// As `EncoderLayers` in `kernels/encoder_layers.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Arguments {
@@ -96,7 +97,6 @@ pub struct LayersKernel {
     kernel: Kernel,
     grid: u32,
     params: TransformerParams,
-    n_slots: usize,
     layers: [PassLayer; MAX_LAYERS],
     /// Words by which the kernel's blocks tell each other what they have: the residual stream after `wo` and after `w2`,
     /// queries, keys and values, what attention gives, SwiGLU, and what warps find of blocks of keys.
@@ -114,29 +114,32 @@ fn max_blocks(p: &TransformerParams) -> usize {
 }
 
 /// How the kernel's copy engine sees a stream's encoder ring.
-pub fn ring_map(device: &Device, ring: Address, p: &TransformerParams, n_slots: usize) -> Result<TensorMap> {
-    device.tensor_map(ring, [p.n_layers * 2 * n_slots, p.kv_dim()], p.kv_dim(), KEYS as u32)
+pub fn ring_map(device: &Device, ring: Address, p: &TransformerParams) -> Result<TensorMap> {
+    device.tensor_map(ring, [p.n_layers * 2 * encoder_slots(p), p.kv_dim()], p.kv_dim(), KEYS as u32)
+}
+
+/// Whether the kernel is made for an encoder of this shape, on a GPU that holds so many of its blocks.
+fn fits(p: &TransformerParams, grid: u32) -> bool {
+    let tiles = |width: usize| padded(width).div_ceil(16).div_ceil(grid as usize);
+    grid > 0
+        && p.head_dim == HEAD_DIM
+        && p.n_layers <= MAX_LAYERS
+        && padded(p.dim) <= MAX_NORMED
+        && padded(p.q_dim()).max(padded(p.hidden_dim)) <= MAX_WIDTH
+        && tiles(p.q_dim() + 2 * p.kv_dim()) <= QKV_TILES
+        && tiles(p.hidden_dim) <= W13_PAIRS
+        && tiles(p.dim) <= 1
+        && (MAX_SEGMENTS * p.n_heads * max_blocks(p)).div_ceil(grid as usize) <= MAX_UNITS
 }
 
 impl LayersKernel {
     /// `None` where the GPU has no such kernel, or the encoder a shape that it isn't made for.
-    pub fn new(device: &Arc<Device>, p: &TransformerParams, layers: &[Layer], n_slots: usize) -> Result<Option<Self>> {
+    pub fn new(device: &Arc<Device>, p: &TransformerParams, layers: &[Layer]) -> Result<Option<Self>> {
         let Some(kernel) = device.optional_kernel(ENCODER_LAYERS, "encoder_layers", SHARED_BYTES)? else {
             return Ok(None);
         };
         let grid = device.resident_blocks(&kernel, THREADS, SHARED_BYTES)?;
-        let width = padded(p.dim);
-        let tiles = |width: usize| width.div_ceil(16).div_ceil(grid as usize);
-        let fits = grid > 0
-            && p.head_dim == HEAD_DIM
-            && layers.len() <= MAX_LAYERS
-            && width <= MAX_NORMED
-            && padded(p.q_dim()).max(padded(p.hidden_dim)) <= MAX_WIDTH
-            && tiles(padded(p.q_dim() + 2 * p.kv_dim())) <= QKV_TILES
-            && tiles(padded(p.hidden_dim)) <= W13_PAIRS
-            && tiles(width) <= 1
-            && (MAX_SEGMENTS * p.n_heads * max_blocks(p)).div_ceil(grid as usize) <= MAX_UNITS;
-        if !fits {
+        if !fits(p, grid) {
             return Ok(None);
         }
         let bias = |bias: &Option<Buffer>| bias.as_ref().map_or(0, Buffer::address);
@@ -155,11 +158,11 @@ impl LayersKernel {
             };
         }
         let words = |n: usize| device.alloc_zeros(n * WORD_BYTES);
+        let width = padded(p.dim);
         Ok(Some(Self {
             kernel,
             grid,
             params: *p,
-            n_slots,
             layers: addresses,
             sums: [words(MAX_ROWS * width / 2)?, words(MAX_ROWS * width / 2)?],
             qkv: words(MAX_ROWS * padded(p.q_dim() + 2 * p.kv_dim()) / 4)?,
@@ -205,7 +208,7 @@ impl LayersKernel {
             hidden_width: padded(p.hidden_dim) as i32,
             n_heads: p.n_heads as i32,
             group: (p.n_heads / p.n_kv_heads) as i32,
-            n_slots: self.n_slots as i32,
+            n_slots: encoder_slots(p) as i32,
             window: p.sliding_window as i32,
             max_blocks: max_blocks(p) as i32,
             eps: p.norm_eps,
@@ -214,5 +217,56 @@ impl LayersKernel {
         };
         // SAFETY: as promised by the caller; the structure is the kernel's parameter.
         unsafe { device.launch_cooperative(&self.kernel, self.grid, THREADS, SHARED_BYTES, &arguments) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The real model's encoder.
+    const REAL: TransformerParams = TransformerParams {
+        dim: 1280,
+        n_layers: 32,
+        head_dim: 64,
+        hidden_dim: 5120,
+        n_heads: 32,
+        n_kv_heads: 32,
+        sliding_window: 750,
+        rope_theta: 1e6,
+        norm_eps: 1e-5,
+    };
+
+    #[test]
+    fn it_is_made_for_the_real_encoder_and_for_none_that_does_not_fit() {
+        // an H100 or H200
+        assert!(fits(&REAL, 132));
+        for grid in [0, 1, 79, 106] {
+            assert!(!fits(&REAL, grid), "{grid} blocks");
+        }
+        let others = [
+            TransformerParams { head_dim: 128, n_heads: 16, n_kv_heads: 16, ..REAL },
+            TransformerParams { n_layers: MAX_LAYERS + 1, ..REAL },
+            TransformerParams { dim: 1281, ..REAL },
+            TransformerParams { hidden_dim: 5121, ..REAL },
+            TransformerParams { n_heads: 81, n_kv_heads: 1, ..REAL },
+            TransformerParams { sliding_window: 5000, ..REAL },
+        ];
+        for other in others {
+            assert!(!fits(&other, 132), "{other:?}");
+        }
+    }
+
+    /// Else the tests of live passes would be those of the other kernels.
+    #[test]
+    #[cfg(feature = "gpu-tests")]
+    fn it_is_there_where_it_must_be() {
+        let kernels = super::super::test_data::device();
+        let device = kernels.device();
+        let kernel = device.optional_kernel(ENCODER_LAYERS, "encoder_layers", SHARED_BYTES).unwrap();
+        assert_eq!(kernel.is_some(), device.has_hopper_kernels());
+        if let Some(kernel) = kernel {
+            assert!(fits(&REAL, device.resident_blocks(&kernel, THREADS, SHARED_BYTES).unwrap()));
+        }
     }
 }
