@@ -315,8 +315,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 }
                 return sum;
             };
-            auto add_to_residual = [&](int row, int n, float4 sum) {
-                const Addend a = early ? ready : addend(row, n);
+            auto add_to_residual = [&](const Addend& a, int row, int n, float4 sum) {
                 const int to = norm == 2 * p.n_layers ? s.head_row[row] : row;
                 float4 weight = scaled(a.weight, power_below(s.inverse[row]));
                 if (kind == WO) {
@@ -409,15 +408,20 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             }
             if (!adds) return;
 #if BULK_COPY
-            barrier_wait(exchange_barrier, exchanges++ & 1);
+            bool arrived = false;  // the other block's sums; what they are added to is on its way by then
             for (int item = tid; item < items; item += THREADS) {
                 const int quad = item & 3;
                 int row, local;
                 places.split(item >> 2, row, local);
                 if (local >= tiles || row >= rows || ((begin + local) & 1) != share.slice) continue;
-                add_to_residual(row, (share.first + (begin + local) * share.step) * 16 + quad * 4,
-                                added(sum_of(local, row, quad), received[place(item)]));
+                const int n = (share.first + (begin + local) * share.step) * 16 + quad * 4;
+                const Addend a = early ? ready : addend(row, n);
+                if (!arrived) barrier_wait(exchange_barrier, exchanges & 1);
+                arrived = true;
+                add_to_residual(a, row, n, added(sum_of(local, row, quad), received[place(item)]));
             }
+            if (!arrived) barrier_wait(exchange_barrier, exchanges & 1);
+            exchanges++;
 #else
             // the last slice to arrive at a tile adds them all
             block_sync();
@@ -439,7 +443,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                     const size_t at = ((static_cast<size_t>(i) * share.tiles + tile) * MAX_ROWS + row) * 16 + quad * 4;
                     sum = added(sum, __ldcg(reinterpret_cast<const float4*>(p.slices + at)));
                 }
-                add_to_residual(row, tile * 16 + quad * 4, sum);
+                add_to_residual(early ? ready : addend(row, tile * 16 + quad * 4), row, tile * 16 + quad * 4, sum);
             }
 #endif
         };
@@ -566,7 +570,13 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             } else {
                 uint4 b[NT][2];
                 load_x(b, piece0);
-                if (normed) scale_rows();
+                // where there are registers for that, nobody waits for scales before the products
+                constexpr bool LATE = TRADE_REGISTERS && NT <= 4;
+                if (normed && (!LATE || share.count == 0)) {
+                    scale_rows();
+                } else if (normed) {
+                    squares.load(p, norm, rows, warp, lane);
+                }
                 for (int group = 0; group < share.count; group += TG) {
                     const int group_tiles = min(TG, share.count - group);
                     float acc[TG][NT][4];
@@ -599,6 +609,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                             for (int j = 0; j < NT; j++) b[j][0] = ahead[j][0], b[j][1] = ahead[j][1];
                         }
                     }
+                    if (LATE && normed && group == 0) row_scales(p, s, squares, norm, rows, warp, lane);
                     for (int round = 0; round < group_tiles; round += round_tiles) {
                         const int tiles = min(round_tiles, group_tiles - round);
                         block_sync();
@@ -648,12 +659,13 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         decoder_pass<NT, TG, true, WIDE>(p);                                   \
     }
 
-// Up to 8, 16, 32, 40 and 64 rows, wide ones up to 64 and 128, each with a head of 16 bits and of 8. More rows leave fewer
-// registers for x and tiles, so x is read more often; wide kernels read it once for their TG tiles.
+// Up to 8, 16, 32, 40 and 64 rows, wide ones up to 64 and 128, each with a head of 16 bits and of 8. x is read again for every TG
+// tiles; most blocks of a Hopper GPU have three of qkv, wo and w2 (of a hidden size of 3072), and registers that more of w13 would
+// take are better used for what is loaded ahead. Wide kernels read x once for their TG tiles.
 DECODER_PASS(1, 1, 1, false)
 #if TRADE_REGISTERS
-DECODER_PASS(2, 2, 9, false)
-DECODER_PASS(4, 4, 5, false)
+DECODER_PASS(2, 2, 3, false)
+DECODER_PASS(4, 4, 3, false)
 DECODER_PASS(5, 5, 4, false)
 DECODER_PASS(8, 8, 2, false)
 DECODER_PASS(wide_8, 8, 12, true)

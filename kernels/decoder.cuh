@@ -29,6 +29,9 @@ constexpr int PIECE_BYTES = 2048;         // 16 rows of weights by 64 k
 constexpr int INT8_PIECE_BYTES = 1024;    // the same in 8 bits
 constexpr int STAGE_BYTES = WARPS * PIECE_BYTES;
 constexpr int MAX_STAGES = 12;
+// Stages that are asked for and not there yet, at most: enough to keep the memory busy. Behind all that the ring has room for,
+// everybody else's loads, stores and atomics would queue, for microseconds at every barrier.
+constexpr int IN_FLIGHT = 3;
 constexpr int SHARED_BYTES = 5120;        // for `Shared`
 constexpr int NO_ROW = 255;
 
@@ -355,11 +358,13 @@ struct Ring {
     template <int TG, bool INT8_HEAD>
     __device__ __forceinline__ void fill(const DecoderPass& p, int lane) {
         int done = 0;
+        Ring landing(stages);  // where the oldest stage in flight is
 #if BULK_COPY
         if (lane != 0) return;
         const uint64_t policy = evict_first_policy();
 #endif
         walk<TG, INT8_HEAD>(p, [&](const char* from, int bytes) {
+            if (done >= IN_FLIGHT) landing.wait(), landing.advance(p);
             if (done >= p.stages) barrier_wait(empty(slot), parity ^ 1);
             char* to = stages + slot * STAGE_BYTES;
 #if BULK_COPY
@@ -421,7 +426,7 @@ __device__ __forceinline__ float inverse_rms(const P& p, int norm, int row, int 
 // Sums of squares of a warp's rows, up to NT of them, on their way: nobody waits for the loads before `row_scales` needs them.
 template <int NT>
 struct Squares {
-    static constexpr int AHEAD = NT == 1 ? 8 : NT == 2 ? 4 : NT < 8 ? 3 : 2;
+    static constexpr int AHEAD = 6;
     float values[AHEAD][NT];
 
     // The tiles first, first + 32, ... of the warp's rows.

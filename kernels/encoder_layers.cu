@@ -64,6 +64,12 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], Ring& ring, Rows& ro
 // The warp that fills the ring.
 __device__ void fill(const EncoderLayers& p, const Memory& m, const Shares& shares, Ring ring, int n_units) {
     const uint64_t policy = evict_first_policy();
+    Ring landing = ring;  // where the oldest copy in flight is
+    int n_copies = 0;
+    auto await_place = [&]() {
+        if (n_copies++ >= IN_FLIGHT) landing.wait_full(), landing.advance();
+        ring.wait_empty();
+    };
 #pragma unroll 1
     for (int i = 4 * p.first_layer; i < 4 * p.end_layer; i++) {
         const int l = i / 4, kind = i % 4;
@@ -83,7 +89,7 @@ __device__ void fill(const EncoderLayers& p, const Memory& m, const Shares& shar
 #pragma unroll 1
         for (int block = 0; block < n_blocks && n > 0; block += blocks, ring.advance()) {
             const int now = min(blocks, n_blocks - block);
-            ring.wait_empty();
+            await_place();
             const uint32_t barrier = ring.full + ring.slot * 8;
             barrier_expect(barrier, now * n * 128);
 #pragma unroll 1
@@ -98,7 +104,7 @@ __device__ void fill(const EncoderLayers& p, const Memory& m, const Shares& shar
 #pragma unroll 1
         for (int u = 0; u < 2 * n_units; u++, ring.advance()) {
             const Unit unit = m.units[u / 2];
-            ring.wait_empty();
+            await_place();
             const uint32_t barrier = ring.full + ring.slot * 8;
             barrier_expect(barrier, KEYS * HEAD_DIM * 2);
             const int row = (2 * l + u % 2) * p.n_slots + unit.block * KEYS % p.n_slots;

@@ -34,7 +34,7 @@ const WIDE_BARRIER_BYTES: u32 = 512;
 const MAX_STAGES: u32 = 12;
 const SHARED_BYTES: u32 = 5120;
 /// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
-const ROOMY_SUM_BYTES: u32 = 64 << 10;
+const ROOMY_SUM_BYTES: u32 = 48 << 10;
 const ROOMY_STAGES: u32 = 8;
 /// Tiles of a stage of weights in wide kernels, at most.
 const WIDE_TILES: u32 = 12;
