@@ -48,25 +48,59 @@ struct Variant {
     sum_bytes: u32,
     /// Pieces of x under way in wide kernels (`kernels/decoder_wide.cuh`), which only Hopper has; 0 in the others.
     x_stages: u32,
+    /// Whether only Hopper has it: elsewhere there are too few registers to gain by it.
+    hopper: bool,
 }
 
 const VARIANTS: [Variant; 7] = [
-    Variant { names: ["decoder_pass_1", "decoder_pass_int8_1"], max_rows: 8, sum_bytes: 24 << 10, x_stages: 0 },
-    Variant { names: ["decoder_pass_2", "decoder_pass_int8_2"], max_rows: 16, sum_bytes: 24 << 10, x_stages: 0 },
-    Variant { names: ["decoder_pass_4", "decoder_pass_int8_4"], max_rows: 32, sum_bytes: 32 << 10, x_stages: 0 },
-    Variant { names: ["decoder_pass_5", "decoder_pass_int8_5"], max_rows: 40, sum_bytes: 32 << 10, x_stages: 0 },
+    Variant {
+        names: ["decoder_pass_1", "decoder_pass_int8_1"],
+        max_rows: 8,
+        sum_bytes: 24 << 10,
+        x_stages: 0,
+        hopper: true,
+    },
+    Variant {
+        names: ["decoder_pass_2", "decoder_pass_int8_2"],
+        max_rows: 16,
+        sum_bytes: 24 << 10,
+        x_stages: 0,
+        hopper: false,
+    },
+    Variant {
+        names: ["decoder_pass_4", "decoder_pass_int8_4"],
+        max_rows: 32,
+        sum_bytes: 32 << 10,
+        x_stages: 0,
+        hopper: false,
+    },
+    Variant {
+        names: ["decoder_pass_5", "decoder_pass_int8_5"],
+        max_rows: 40,
+        sum_bytes: 32 << 10,
+        x_stages: 0,
+        hopper: false,
+    },
     Variant {
         names: ["decoder_pass_wide_8", "decoder_pass_int8_wide_8"],
         max_rows: 64,
         sum_bytes: 16 << 10,
         x_stages: 8,
+        hopper: true,
     },
-    Variant { names: ["decoder_pass_8", "decoder_pass_int8_8"], max_rows: 64, sum_bytes: 32 << 10, x_stages: 0 },
+    Variant {
+        names: ["decoder_pass_8", "decoder_pass_int8_8"],
+        max_rows: 64,
+        sum_bytes: 32 << 10,
+        x_stages: 0,
+        hopper: false,
+    },
     Variant {
         names: ["decoder_pass_wide_16", "decoder_pass_int8_wide_16"],
         max_rows: 128,
         sum_bytes: 16 << 10,
         x_stages: 7,
+        hopper: true,
     },
 ];
 
@@ -255,7 +289,7 @@ pub fn check(p: &TransformerParams) -> Result<()> {
 impl PassKernels {
     /// With `int8_head` the output matrix is the one in 8 bits.
     pub fn new(device: &Arc<Device>, int8_head: bool) -> Result<Self> {
-        let has = |variant: &&Variant| !variant.is_wide() || device.has_hopper_kernels();
+        let has = |variant: &&Variant| !variant.hopper || device.has_hopper_kernels();
         let kernels = VARIANTS.iter().filter(has).map(|variant| PassKernel::new(device, variant, int8_head));
         Ok(Self { device: device.clone(), kernels: kernels.collect::<Result<_>>()? })
     }
