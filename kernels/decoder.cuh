@@ -30,7 +30,7 @@ constexpr int INT8_PIECE_BYTES = 1024;    // the same in 8 bits
 constexpr int STAGE_BYTES = WARPS * PIECE_BYTES;
 constexpr int MAX_STAGES = 12;
 // Stages that are asked for and not there yet, at most: enough to keep the memory busy. Behind all that the ring has room for,
-// everybody else's loads, stores and atomics would queue, for microseconds at every barrier.
+// everybody else's loads, stores and atomics would queue, for microseconds at every barrier. A ring has no fewer stages.
 constexpr int IN_FLIGHT = 3;
 constexpr int SHARED_BYTES = 5120;        // for `Shared`
 constexpr int NO_ROW = 255;

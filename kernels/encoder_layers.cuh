@@ -15,6 +15,7 @@ constexpr int QKV_TILES = 3, W13_TILES = 6;  // of 16 outputs of a block, at mos
 constexpr int SLOTS = 12, SLOT_BYTES = 12288;
 // Places that are asked for and not there yet, at most, as in decoder.cuh.
 constexpr int IN_FLIGHT = 3;
+static_assert(IN_FLIGHT <= SLOTS, "the place of what lands next is not given out again before");
 // Rows come in chunks of so many columns.
 constexpr int CHUNK = 1280, CHUNK_BARRIERS = 8;
 constexpr int THREADS = 384;

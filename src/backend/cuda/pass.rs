@@ -32,6 +32,8 @@ const ROW_PIECE_BYTES: u32 = 128;
 /// Bytes of the barriers of wide kernels.
 const WIDE_BARRIER_BYTES: u32 = 512;
 const MAX_STAGES: u32 = 12;
+/// Stages that are asked for at once; a ring has as many, or the kernel would lose count of those that have landed.
+const IN_FLIGHT: u32 = 3;
 const SHARED_BYTES: u32 = 5120;
 /// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
 const ROOMY_SUM_BYTES: u32 = 48 << 10;
@@ -219,7 +221,7 @@ impl PassKernel {
         // wide kernels count places for single tiles
         let (stage_bytes, least, most) = match variant.is_wide() {
             true => (PIECE_BYTES, 2 * WIDE_TILES, u32::MAX),
-            false => (STAGE_BYTES, 2, MAX_STAGES),
+            false => (STAGE_BYTES, IN_FLIGHT, MAX_STAGES),
         };
         let x_bytes = match variant.is_wide() {
             true => WIDE_BARRIER_BYTES + x_stages * variant.max_rows as u32 * ROW_PIECE_BYTES,
