@@ -661,8 +661,8 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 
 // Up to 8, 16, 32, 40 and 64 rows, wide ones up to 64 and 128, each with a head of 16 bits and of 8. x is read again for every TG
 // tiles; most blocks of a Hopper GPU have three of qkv, wo and w2 (of a hidden size of 3072), and registers that more of w13 would
-// take are better used for what is loaded ahead. Wide kernels read x once for their TG tiles. What keeps x in registers, for up to
-// 8 rows, needs more of them than others than Hopper have; there, that for up to 16 is faster.
+// take are better used for what is loaded ahead. Wide kernels read x once for their TG tiles. The one for up to 8
+// rows keeps x in registers, of which a thread has too few without a trade: there the kernel for up to 16 rows is faster.
 #if TRADE_REGISTERS
 DECODER_PASS(1, 1, 1, false)
 DECODER_PASS(2, 2, 3, false)

@@ -311,7 +311,8 @@ __device__ __forceinline__ Share share_of(const DecoderPass& p, int phase, Phase
 
 // The block's ring of weight stages. A stage is what the eight warps need for one step of one tile: up to eight pieces,
 // which lie one after the other in the packed matrix. Stages come in the order phases, groups of `TG` tiles, steps of k,
-// tiles of the group. A ninth warp fills the ring, as far ahead of its use as there is room.
+// tiles of the group. A ninth warp fills the ring, as far ahead of its use as there is room,
+// IN_FLIGHT stages at a time.
 struct Ring {
     char* stages;
     int slot;
