@@ -14,6 +14,9 @@
 using real16 = __half;
 constexpr float REAL16_MAX = 65504.0f;
 
+// The largest power of two up to x, a positive normal number.
+__device__ __forceinline__ float power_below(float x) { return __uint_as_float(__float_as_uint(x) & 0x7f800000u); }
+
 // Lets the next kernel of the stream start; it may do what needs no results of this one.
 __device__ __forceinline__ void allow_next() {
 #if __CUDA_ARCH__ >= 900
@@ -80,13 +83,6 @@ __device__ __forceinline__ uint32_t swizzled(int row, int chunk) { return row * 
 __device__ __forceinline__ size_t packed_at(int n, int k, int columns) {
     const size_t block = static_cast<size_t>(n / 128) * (columns / 64) + k / 64;
     return block * 8192 + swizzled(n % 128, k % 64 / 8) / 2 + k % 8;
-}
-
-// Where row r of 16, column k of 32 is in a block of the decoder's weights: two steps of the matrix unit, each as its lanes want
-// it, who load 16 bytes that are their registers. Lane (g, t) has k = 8t .. 8t+3 of rows g and g + 8 in the first step and
-// 8t+4 .. 8t+7 in the second.
-__device__ __forceinline__ int fragment_at(int r, int k) {
-    return k % 8 / 4 * 256 + (r % 8 * 4 + k / 8) * 8 + k % 4 / 2 * 4 + r / 8 * 2 + k % 2;
 }
 
 __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], uint32_t address) {

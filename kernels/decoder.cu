@@ -6,7 +6,7 @@
 // Shape of the machine. One block per multiprocessor, all resident (cooperative launch), walks the phases
 //     embed, then per layer: qkv, attention, wo, w13, w2, and at the end the head
 // with a grid barrier between them. Any range of phases can be launched alone, with the same results. Eight warps compute;
-// a ninth streams weights through a ring of 16 KiB stages in shared memory, across the borders of phases: weights do not
+// a ninth streams weights through a ring of 12 KiB stages in shared memory, across the borders of phases: weights do not
 // depend on anything, so the next matrices arrive while barriers, norms and attention happen.
 //
 // Products. y[N, M] = W[N, K] x[K, M] with mma.m16n8k16: weights are the left operand (16 rows of W), rows of the pass are
@@ -21,13 +21,12 @@
 // The reader multiplies its result by 1 / rms / factor. That is the normed product with the scalar pulled out; `factor` is
 // the power of two below the last norm's 1 / rms, which keeps h near 1 in F16 and changes no digit.
 //
-// Layouts (F16; K is padded to a multiple of 64 with zeros)
-//     weights      [N / 16][K / 32][512], see `fragment_at`; N padded to 16 with zeros. wqkv: rows of wq, wk, wv one after
-//                  the other. w13: tile j holds rows 8j .. 8j+7 of w1, then those of w3. The head is the token embedding table in
-//                  the same layout, which is also where embeddings are taken from. In 8 bits, as `quantise_rows` in
-//                  decoder_pack.cu leaves it, it is widened on its way to the matrix unit, which changes no digit; a row's
-//                  scale multiplies its sums. Activations stay F16.
-//     activations  [K / 32][MAX_ROWS][32]
+// Layouts (K is padded to a multiple of 64 with zeros)
+//     weights      12 bits, see e4m7.cuh: they are widened to F16 on their way to the matrix unit, which changes no digit, and
+//                  a row's scale multiplies its sums. wqkv: rows of wq, wk, wv one after the other. w13: tile j holds rows
+//                  8j .. 8j+7 of w1, then those of w3. The head is the token embedding table in the same layout, which is
+//                  also where embeddings are taken from. In 8 bits it is as `quantise_rows` in decoder_pack.cu leaves it.
+//     activations  F16, [K / 32][MAX_ROWS][32]
 
 #include <type_traits>
 
@@ -55,15 +54,22 @@ __device__ __forceinline__ void store_residual(const DecoderPass& p, int norm, i
 // x = audio + token embedding, and the pass's table of rotations. Also clears the results.
 __device__ void embed(const DecoderPass& p, int rows) {
     const int quads = (p.dim + 15) / 16 * 4;
-    const int blocks32 = (p.dim + 63) / 64 * 2;
+    const int pieces = (p.dim + 63) / 64;
+    const float* scales =
+        reinterpret_cast<const float*>(p.head + static_cast<size_t>((p.vocab + 15) / 16) * pieces * PIECE_BYTES);
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < rows * quads; i += gridDim.x * THREADS) {
         const int row = i / quads, n = i % quads * 4;
         const uint32_t id = p.rows[row].token;
-        const real16* block = p.head + (static_cast<size_t>(id >> 4) * blocks32 + (n >> 5)) * 512;
-        auto pair = [&](int k) {
-            return __half22float2(*reinterpret_cast<const __half2*>(block + fragment_at(id & 15, k & 31)));
+        const uint32_t* piece =
+            reinterpret_cast<const uint32_t*>(p.head + (static_cast<size_t>(id >> 4) * pieces + n / 64) * PIECE_BYTES);
+        auto word = [&](int i) { return piece[octet_word_at(id & 15, n % 64 / 8 * 8, i)]; };
+        const uint4 octet = octet_pairs(word(0), word(1), word(2));
+        const float scale = scales[id];
+        auto pair = [&](uint32_t bits) {
+            const float2 x = __half22float2(*reinterpret_cast<const __half2*>(&bits));
+            return make_float2(__fmul_rn(x.x, scale), __fmul_rn(x.y, scale));
         };
-        const float2 low = pair(n), high = pair(n + 2);
+        const float2 low = pair(n & 4 ? octet.z : octet.x), high = pair(n & 4 ? octet.w : octet.y);
         const float4 audio = *reinterpret_cast<const float4*>(p.rows[row].audio + n);
         const float4 h = make_float4(__fadd_rn(audio.x, low.x), __fadd_rn(audio.y, low.y), __fadd_rn(audio.z, high.x),
                                      __fadd_rn(audio.w, high.y));
@@ -127,9 +133,16 @@ __device__ __forceinline__ float4 added(float4 a, float4 b) {
     return make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w));
 }
 
+__device__ __forceinline__ float4 multiplied(float4 a, float4 b) {
+    return make_float4(__fmul_rn(a.x, b.x), __fmul_rn(a.y, b.y), __fmul_rn(a.z, b.z), __fmul_rn(a.w, b.w));
+}
+
 __device__ __forceinline__ float4 scaled(float4 a, float factor) {
     return make_float4(__fmul_rn(a.x, factor), __fmul_rn(a.y, factor), __fmul_rn(a.z, factor), __fmul_rn(a.w, factor));
 }
+
+template <int I>
+using Index = std::integral_constant<int, I>;
 
 // How threads are dealt to (tile, row) of a round's sums: rows padded to a number that is easy to divide by.
 template <int NT>
@@ -190,7 +203,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         }
 #endif
         if constexpr (!WIDE) {
-            if (warp == WARPS) ring.template fill<TG, INT8_HEAD>(p, lane);
+            if (warp == WARPS) ring.template fill<NT, TG, INT8_HEAD>(p, lane);
         }
         return;
     }
@@ -198,6 +211,14 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 
     const int all_rows = p.shape[0], n_groups = p.shape[1], head_rows = p.shape[2];
     read_pass(p, s, all_rows, n_groups, tid);
+
+    // of the row of which a thread finishes features of wo, where all of them are dealt out at once
+    const float* own_ffn_scale = nullptr;
+    if constexpr (NT == 1) {
+        int row, local;
+        RowPlaces<NT>(all_rows).split(tid >> 2, row, local);
+        if (row < all_rows) own_ffn_scale = p.rows[row].ffn_scale;
+    }
 
     uint32_t target = 0;
     for (int phase = p.phase_begin; phase < p.phase_end; phase++) {
@@ -249,14 +270,16 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         const int round_tiles = p.sum_bytes / (PARTS * 4) / tile_floats;
 
         // Fragments of x: lane (g, t) holds k = 8t .. 8t+7 of each 32, of row 8i + g.
-        auto load_x = [&](uint4 (&b)[NT][2], int piece) {
+        const real16* own_x = x + (static_cast<size_t>(piece0) * 2 * MAX_ROWS + g) * 32 + t * 8;
+        auto load_x = [&](uint4 (&b)[NT][2], int step) {
+            const bool valid = step >= 0 && piece0 + step * WARPS < share.end;
+            const real16* from = own_x + static_cast<ptrdiff_t>(step) * (WARPS * 2 * MAX_ROWS * 32);
 #pragma unroll
             for (int i = 0; i < NT; i++) {
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    b[i][half] = i * 8 + g < rows && piece < share.end
-                                     ? load_fresh(x + (static_cast<size_t>(piece * 2 + half) * MAX_ROWS + i * 8 + g) * 32 + t * 8)
-                                     : make_uint4(0, 0, 0, 0);
+                    b[i][half] = valid && i * 8 + g < rows ? load_fresh(from + (half * MAX_ROWS + i * 8) * 32)
+                                                           : make_uint4(0, 0, 0, 0);
                 }
             }
         };
@@ -280,19 +303,19 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             }
         };
         // What the end of wo and w2 adds to and multiplies with. When every thread has at most four elements, they are
-        // loaded before the products, and so are the rotations of qkv; nothing waits for them before the end.
+        // loaded before the products, and so are rows' scales and the rotations of qkv; nothing waits for them before the end.
         struct Addend {
             float4 residual, weight, factor;
         };
-        auto addend = [&](int row, int n) {
+        auto scales_of = [&](int n) { return *reinterpret_cast<const float4*>(share.scales + n); };
+        auto addend = [&](int row, int n, const float* ffn_scale) {
             const size_t at = static_cast<size_t>(row) * p.width + n;
             Addend a;
             a.residual = __ldcg(reinterpret_cast<const float4*>(p.residual + at));
             a.weight = *reinterpret_cast<const float4*>(norm_weight + n);
             a.factor = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
             if (kind == WO) {
-                const float* factors = p.rows[row].ffn_scale + static_cast<size_t>(layer) * p.width + n;
-                a.factor = *reinterpret_cast<const float4*>(factors);
+                a.factor = *reinterpret_cast<const float4*>(ffn_scale + static_cast<size_t>(layer) * p.width + n);
             }
             return a;
         };
@@ -302,7 +325,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         const bool early = NT == 1 && share.count * places.padded * 4 <= THREADS && share.count <= round_tiles;
         // zeros, so that nothing has to be kept from phase to phase
         Addend ready{};
-        float4 ready_turns = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        float4 ready_turns = make_float4(0.0f, 0.0f, 0.0f, 0.0f), ready_scales = ready_turns;
         // Adds the parts of the sums of this block's tiles begin .. begin + tiles - 1 and does what the phase does with them: four
         // features of a row a thread.
         auto finish = [&](int begin, int tiles) {
@@ -315,14 +338,13 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 }
                 return sum;
             };
-            auto add_to_residual = [&](const Addend& a, int row, int n, float4 sum) {
+            auto add_to_residual = [&](const Addend& a, float4 scales, int row, int n, float4 sum) {
                 const int to = norm == 2 * p.n_layers ? s.head_row[row] : row;
                 float4 weight = scaled(a.weight, power_below(s.inverse[row]));
                 if (kind == WO) {
-                    weight = make_float4(__fmul_rn(weight.x, a.factor.x), __fmul_rn(weight.y, a.factor.y),
-                                         __fmul_rn(weight.z, a.factor.z), __fmul_rn(weight.w, a.factor.w));
+                    weight = multiplied(weight, a.factor);
                 }
-                store_residual(p, norm, row, to, n, added(a.residual, sum), weight);
+                store_residual(p, norm, row, to, n, added(a.residual, multiplied(sum, scales)), weight);
             };
             block_sync();
             const int items = tiles * places.padded * 4;
@@ -358,12 +380,8 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #endif
                     continue;
                 }
-                float4 y = sum_of(local, row, quad);
-                if (INT8_HEAD && kind == HEAD) {
-                    const float4 f = *reinterpret_cast<const float4*>(p.head_scales + n);
-                    y = make_float4(__fmul_rn(y.x, f.x), __fmul_rn(y.y, f.y), __fmul_rn(y.z, f.z), __fmul_rn(y.w, f.w));
-                }
-                y = scaled(y, s.scale[row]);
+                const float4 scales = early ? ready_scales : scales_of(n);
+                const float4 y = scaled(multiplied(sum_of(local, row, quad), scales), s.scale[row]);
                 if (WIDE || kind == QKV) {
                     if (!valid) continue;
                     const int n_query = p.n_heads * HEAD_DIM, n_key = p.n_kv_heads * HEAD_DIM;
@@ -415,10 +433,11 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 places.split(item >> 2, row, local);
                 if (local >= tiles || row >= rows || ((begin + local) & 1) != share.slice) continue;
                 const int n = (share.first + (begin + local) * share.step) * 16 + quad * 4;
-                const Addend a = early ? ready : addend(row, n);
+                const Addend a = early ? ready : addend(row, n, p.rows[row].ffn_scale);
+                const float4 scales = early ? ready_scales : scales_of(n);
                 if (!arrived) barrier_wait(exchange_barrier, exchanges & 1);
                 arrived = true;
-                add_to_residual(a, row, n, added(sum_of(local, row, quad), received[place(item)]));
+                add_to_residual(a, scales, row, n, added(sum_of(local, row, quad), received[place(item)]));
             }
             if (!arrived) barrier_wait(exchange_barrier, exchanges & 1);
             exchanges++;
@@ -443,20 +462,20 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                     const size_t at = ((static_cast<size_t>(i) * share.tiles + tile) * MAX_ROWS + row) * 16 + quad * 4;
                     sum = added(sum, __ldcg(reinterpret_cast<const float4*>(p.slices + at)));
                 }
-                add_to_residual(early ? ready : addend(row, tile * 16 + quad * 4), row, tile * 16 + quad * 4, sum);
+                const int n = tile * 16 + quad * 4;
+                add_to_residual(early ? ready : addend(row, n, p.rows[row].ffn_scale), early ? ready_scales : scales_of(n), row, n, sum);
             }
 #endif
         };
 
         const int steps = (share.end - share.begin + WARPS - 1) / WARPS;
         if (kind == QKV) prefetch_units(p, s, n_groups, layer);
-        if (adds) {
-            // the end of the phase should not wait for device memory
-            for (int i = tid; i < share.count; i += THREADS) {
-                const int n = (share.first + i * share.step) * 16;
-                prefetch_l2(norm_weight + n, 64);
-                if (kind == WO) prefetch_l2(p.rows[0].ffn_scale + static_cast<size_t>(layer) * p.width + n, 64);
-            }
+        // the end of the phase should not wait for device memory
+        for (int i = tid; i < share.count; i += THREADS) {
+            const int n = (share.first + i * share.step) * 16;
+            prefetch_l2(share.scales + n, 64);
+            if (adds) prefetch_l2(norm_weight + n, 64);
+            if (kind == WO) prefetch_l2(p.rows[0].ffn_scale + static_cast<size_t>(layer) * p.width + n, 64);
         }
         if (phase > p.phase_begin) grid_wait(p.counters, target);
 #if BULK_COPY
@@ -472,6 +491,8 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         // the phase's products, with weights of 16 bits or 8
         auto multiply = [&](auto int8) {
             constexpr bool INT8 = decltype(int8)::value;
+            // Weights of a stage are read while the matrix unit works on those of the stage before. A warp that has no piece of
+            // a stage multiplies what lies there, which is finite whatever it is, with zeros.
             if constexpr (WIDE) {
 #if BULK_COPY
                 using Plan = WidePlan<NT, TG>;
@@ -488,9 +509,9 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                         };
                         const int n_own = (group_tiles - tile_warp + Plan::TILE_WARPS - 1) / Plan::TILE_WARPS;
                         if (kind == W13) {
-                            store_gated<Plan>(p, s, total, n_own, rows, row_warp, lane, tile_at);
+                            store_gated<Plan>(p, s, share.scales, total, n_own, rows, row_warp, lane, tile_at);
                         } else {
-                            rank_logits<Plan, INT8>(p, s, total, n_own, rows, row_warp, lane, tile_at);
+                            rank_logits<Plan>(p, s, share.scales, total, n_own, rows, row_warp, lane, tile_at);
                         }
                         continue;
                     }
@@ -507,59 +528,69 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 }
 #endif
             } else if constexpr (TG == 1) {
+                // x of the last `n` of STEPS steps, and then those steps: what comes before is jumped over
                 uint4 b[STEPS][NT][2];
+                auto load_steps = [&](int first, int n) {
 #pragma unroll
-                for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + i * WARPS);
+                    for (int i = 0; i < STEPS; i++) {
+                        const int step = i - (STEPS - n);
+                        load_x(b[i], step < 0 ? step : first + step);
+                    }
+                };
+                load_steps(0, min(steps, STEPS));
                 if (normed) squares.load(p, norm, rows, warp, lane);
-                if (early && (adds || kind == QKV)) {
+                if (early) {
                     int row, local;
                     places.split(tid >> 2, row, local);
                     const int n = (share.first + local * share.step) * 16 + (tid & 3) * 4;
                     if (local < share.count && row < rows) {
-                        if (adds) {
-                            ready = addend(row, n);
-                        } else {
-                            ready_turns = turns(row, n);
-                        }
+                        ready_scales = scales_of(n);
+                        if (adds) ready = addend(row, n, own_ffn_scale);
+                        if (kind == QKV) ready_turns = turns(row, n);
                     }
                 }
-                if (normed && share.count == 0) row_scales(p, s, squares, norm, rows, warp, lane);
+                if (share.count == 0) {
+                    if (normed) row_scales(p, s, squares, norm, rows, warp, lane);
+                    return;
+                }
+                Packed<INT8> packed[2];
+                int held = ring.take(p, warp, lane, packed[1]);
                 for (int begin = 0; begin < share.count; begin += round_tiles) {
                     const int tiles = min(round_tiles, share.count - begin);
-                    block_sync();  // the sums of the round before have been read
+                    if (begin > 0) block_sync();  // the sums of the round before have been read
                     for (int local = 0; local < tiles; local++) {
                         float acc[NT][4];
                         clear(acc);
                         for (int first = 0; first < steps; first += STEPS) {
-                            if (steps > STEPS) {
+                            const int n = min(STEPS, steps - first);
+                            if (steps > STEPS) load_steps(first, n);
+                            const bool more = begin + local + 1 < share.count || first + n < steps;
+                            auto step = [&](auto index) {
+                                constexpr int I = decltype(index)::value;
+                                int next = 0;
+                                if (I + 1 < STEPS || more) next = ring.take(p, warp, lane, packed[I + 1 < STEPS ? (I + 1) & 1 : 1]);
 #pragma unroll
-                                for (int i = 0; i < STEPS; i++) load_x(b[i], piece0 + (first + i) * WARPS);
-                            }
-                            // the next stage's fragments are read while the matrix unit works on this one's
-                            uint4 a[2][2][2];
-                            auto fetch = [&](uint4 (&to)[2][2]) {
-                                ring.wait();
-                                ring.template read<INT8>(warp, lane, to);
-                                const int slot = ring.slot;
-                                ring.advance(p);
-                                return slot;
-                            };
-                            int held = fetch(a[0]);
+                                for (int half = 0; half < 2; half++) {
+                                    uint4 w[2];
+                                    fragments<INT8>(packed[I & 1], half, w);
 #pragma unroll
-                            for (int i = 0; i < STEPS; i++) {
-                                if (first + i < steps) {
-                                    int next = 0;
-                                    if (i + 1 < STEPS && first + i + 1 < steps) next = fetch(a[(i + 1) & 1]);
-                                    if (piece0 + (first + i) * WARPS < share.end) {
-                                        const uint4(&w)[2][2] = a[i & 1];
-#pragma unroll
-                                        for (int j = 0; j < NT; j++) mma_k32(acc[j], w[0], b[i][j][0]);
-#pragma unroll
-                                        for (int j = 0; j < NT; j++) mma_k32(acc[j], w[1], b[i][j][1]);
-                                    }
-                                    Ring::release(held, lane);
-                                    held = next;
+                                    for (int j = 0; j < NT; j++) mma_k32(acc[j], w, b[I][j][half]);
                                 }
+                                Ring::release(held, lane);
+                                held = next;
+                            };
+                            static_assert(STEPS == 9, "the cases below");
+                            if (n & 1) packed[0] = packed[1];
+                            switch (STEPS - n) {
+                                case 0: step(Index<0>{}); [[fallthrough]];
+                                case 1: step(Index<1>{}); [[fallthrough]];
+                                case 2: step(Index<2>{}); [[fallthrough]];
+                                case 3: step(Index<3>{}); [[fallthrough]];
+                                case 4: step(Index<4>{}); [[fallthrough]];
+                                case 5: step(Index<5>{}); [[fallthrough]];
+                                case 6: step(Index<6>{}); [[fallthrough]];
+                                case 7: step(Index<7>{}); [[fallthrough]];
+                                default: step(Index<8>{});
                             }
                         }
                         store_sums(acc, warp, local, 0);
@@ -569,7 +600,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 }
             } else {
                 uint4 b[NT][2];
-                load_x(b, piece0);
+                load_x(b, 0);
                 // where there are registers for that, nobody waits for scales before the products
                 constexpr bool LATE = TRADE_REGISTERS && NT <= 4;
                 if (normed && (!LATE || share.count == 0)) {
@@ -577,6 +608,9 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 } else if (normed) {
                     squares.load(p, norm, rows, warp, lane);
                 }
+                Packed<INT8> packed;
+                int left = share.count * steps;  // stages
+                int held = left > 0 ? ring.take(p, warp, lane, packed) : 0;
                 for (int group = 0; group < share.count; group += TG) {
                     const int group_tiles = min(TG, share.count - group);
                     float acc[TG][NT][4];
@@ -585,24 +619,25 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                     for (int i = 0; i < steps; i++) {
                         [[maybe_unused]] uint4 ahead[NT > 4 ? 1 : NT][2];
                         if constexpr (NT > 4) {
-                            load_x(b, piece0 + i * WARPS);
+                            load_x(b, i);
                         } else {
-                            load_x(ahead, i + 1 < steps ? piece0 + (i + 1) * WARPS : piece0);
+                            load_x(ahead, i + 1 < steps ? i + 1 : 0);
                         }
 #pragma unroll
                         for (int tile = 0; tile < TG; tile++) {
                             if (tile >= group_tiles) continue;
-                            ring.wait();
-                            if (piece0 + i * WARPS < share.end) {
-                                uint4 w[2][2];
-                                ring.template read<INT8>(warp, lane, w);
+                            Packed<INT8> coming;
+                            int next = 0;
+                            if (--left > 0) next = ring.take(p, warp, lane, coming);
 #pragma unroll
-                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w[0], b[j][0]);
+                            for (int half = 0; half < 2; half++) {
+                                uint4 w[2];
+                                fragments<INT8>(packed, half, w);
 #pragma unroll
-                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w[1], b[j][1]);
+                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w, b[j][half]);
                             }
-                            Ring::release(ring.slot, lane);
-                            ring.advance(p);
+                            Ring::release(held, lane);
+                            held = next, packed = coming;
                         }
                         if constexpr (NT <= 4) {
 #pragma unroll
@@ -612,7 +647,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                     if (LATE && normed && group == 0) row_scales(p, s, squares, norm, rows, warp, lane);
                     for (int round = 0; round < group_tiles; round += round_tiles) {
                         const int tiles = min(round_tiles, group_tiles - round);
-                        block_sync();
+                        if (group + round > 0) block_sync();  // the sums of the round before have been read
 #pragma unroll
                         for (int i = 0; i < TG; i++) {
                             if (i >= round && i < round + tiles) store_sums(acc[i], warp, i - round, 0);

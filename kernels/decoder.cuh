@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "common.cuh"
+#include "e4m7.cuh"
 
 // From sm_90 on weights come through the bulk copy engine and blocks form clusters of two.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -25,21 +25,22 @@ constexpr int HEAD_DIM = 128;
 constexpr int CHUNK = 256;                // cache positions of an attention unit: 32 for each warp
 constexpr int MAX_ROWS = 128;
 constexpr int MAX_LAYERS = 64;
-constexpr int PIECE_BYTES = 2048;         // 16 rows of weights by 64 k
-constexpr int INT8_PIECE_BYTES = 1024;    // the same in 8 bits
+constexpr int INT8_PIECE_BYTES = 1024;    // 16 rows of weights by 64 k in 8 bits
 constexpr int STAGE_BYTES = WARPS * PIECE_BYTES;
-constexpr int MAX_STAGES = 12;
-// Stages that are asked for and not there yet, at most: enough to keep the memory busy. Behind all that the ring has room for,
-// everybody else's loads, stores and atomics would queue, for microseconds at every barrier. A ring has no fewer stages.
-constexpr int IN_FLIGHT = 3;
+constexpr int MAX_STAGES = 17;
+// Stages that are asked for and not there yet, at most: enough to keep the memory busy, and one less where there is more to
+// multiply between them. Behind all that the ring has room for, everybody else's loads, stores and atomics would queue, for
+// microseconds at every barrier. A ring has no fewer stages.
+template <int NT>
+constexpr int IN_FLIGHT = NT < 4 ? 3 : 2;
 constexpr int SHARED_BYTES = 5120;        // for `Shared`
 constexpr int NO_ROW = 255;
 
 struct DecoderLayer {
-    const real16* wqkv;
-    const real16* wo;
-    const real16* w13;
-    const real16* w2;
+    const char* wqkv;  // packed matrices: tiles, then scales of rows
+    const char* wo;
+    const char* w13;
+    const char* w2;
     const float* attention_norm;  // [width]
     const float* ffn_norm;        // [width]
 };
@@ -59,9 +60,8 @@ struct DecoderPass {
     int x_stages;             // of wide kernels
     int phase_begin, phase_end;
     const float* final_norm;         // [width]
-    const real16* head;              // [vocab, dim], packed
-    const uint8_t* head_int8;        // the same in 8 bits, for kernels that multiply with that
-    const float* head_scales;        // [vocab, padded to 16], with them
+    const char* head;                // [vocab, dim], packed
+    const char* head_int8;           // the same in 8 bits, for kernels that multiply with that
     const float* frequencies;        // [HEAD_DIM / 2]
     // the pass
     const int* shape;                // rows, groups, rows of the head
@@ -115,7 +115,7 @@ __device__ __forceinline__ Phase phase_kind(const DecoderPass& p, int phase) {
 }
 
 // Two steps of 16. Lane (g, t) = (lane / 4, lane % 4) holds eight consecutive k, 8t .. 8t+7, of column g of the right operand
-// and, as `fragment_at` orders them, of rows g and g + 8 of the left one. The matrix unit's own order within the 32 differs, but
+// and of rows g and g + 8 of the left one. The matrix unit's own order within the 32 differs, but
 // both operands are permuted alike, so the product is the same sum.
 __device__ __forceinline__ void mma_k32(float (&c)[4], const uint4 (&a)[2], const uint4& b) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
@@ -141,8 +141,36 @@ __device__ __forceinline__ uint4 widened(uint32_t first, uint32_t second) {
     return make_uint4(pair(first, 0x4140), pair(first, 0x4342), pair(second, 0x4140), pair(second, 0x4342));
 }
 
+// A lane's part of a piece of weights as it is in memory.
+template <bool INT8>
+struct Packed {
+    static constexpr int QUADS = INT8 ? 2 : 3;
+    uint4 quads[QUADS];
+};
+
+// The lane's fragments, see `mma_k32`: of the first 32 k or the second.
+template <bool INT8>
+__device__ __forceinline__ void fragments(const Packed<INT8>& from, int half, uint4 (&w)[2]) {
+    if constexpr (INT8) {
+        const uint4 &low = from.quads[0], &high = from.quads[1];
+        left_operand(half ? widened(low.z, low.w) : widened(low.x, low.y),
+                     half ? widened(high.z, high.w) : widened(high.x, high.y), w);
+    } else {
+        const uint4 &a = from.quads[0], &b = from.quads[1], &c = from.quads[2];
+        left_operand(half ? octet_pairs(b.z, b.w, c.x) : octet_pairs(a.x, a.y, a.z),
+                     half ? octet_pairs(c.y, c.z, c.w) : octet_pairs(a.w, b.x, b.y), w);
+    }
+}
+
 // Loads that skip L1: other blocks of the same launch wrote the data.
 __device__ __forceinline__ uint4 load_fresh(const void* p) { return __ldcg(reinterpret_cast<const uint4*>(p)); }
+
+// The same, in the order in which they are written: the compiler would rather spare registers than have all on the way at once.
+__device__ __forceinline__ uint4 load_now(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
 
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
     uint32_t v;
@@ -252,6 +280,7 @@ __device__ __forceinline__ void grid_wait(const uint32_t* counter, uint32_t targ
 // The part of a product that this block does.
 struct Share {
     const char* weights;
+    const float* scales;  // of the matrix's rows
     int piece_bytes;
     int tiles;        // tiles of 16 weight rows in the matrix
     int pieces;       // pieces of 64 k in a row of tiles
@@ -269,36 +298,35 @@ __device__ __forceinline__ Share share_of(const DecoderPass& p, int phase, Phase
     Share s;
     int splits = 1;
     int rotation;  // tiles dealt before, so that the blocks with one tile more are different ones each time
-    const void* weights;
     switch (kind) {
         case QKV:
-            weights = p.layers[layer].wqkv;
+            s.weights = p.layers[layer].wqkv;
             s.tiles = tiles_qkv, s.pieces = (p.dim + 63) / 64;
             rotation = layer * (tiles_qkv + tiles_13);
             break;
         case WO:
-            weights = p.layers[layer].wo;
+            s.weights = p.layers[layer].wo;
             s.tiles = tiles_dim, s.pieces = p.n_heads * HEAD_DIM / 64, splits = SPLITS;
             rotation = layer * 2 * tiles_dim;
             break;
         case W13:
-            weights = p.layers[layer].w13;
+            s.weights = p.layers[layer].w13;
             s.tiles = tiles_13, s.pieces = (p.dim + 63) / 64;
             rotation = layer * (tiles_qkv + tiles_13) + tiles_qkv;
             break;
         case W2:
-            weights = p.layers[layer].w2;
+            s.weights = p.layers[layer].w2;
             s.tiles = tiles_dim, s.pieces = (p.hidden + 63) / 64, splits = SPLITS;
             rotation = layer * 2 * tiles_dim + tiles_dim;
             break;
         default:
-            weights = INT8_HEAD ? static_cast<const void*>(p.head_int8) : p.head;
+            s.weights = INT8_HEAD ? p.head_int8 : p.head;
             s.tiles = (p.vocab + 15) / 16, s.pieces = (p.dim + 63) / 64;
             rotation = p.n_layers * (tiles_qkv + tiles_13);
             break;
     }
-    s.weights = static_cast<const char*>(weights);
     s.piece_bytes = INT8_HEAD && kind == HEAD ? INT8_PIECE_BYTES : PIECE_BYTES;
+    s.scales = reinterpret_cast<const float*>(s.weights + static_cast<long long>(s.tiles) * s.pieces * s.piece_bytes);
     s.step = gridDim.x / splits;
     s.slice = blockIdx.x % splits;
     const int place = blockIdx.x / splits;
@@ -356,7 +384,7 @@ struct Ring {
         }
     }
     // The ninth warp's work: fills the ring.
-    template <int TG, bool INT8_HEAD>
+    template <int NT, int TG, bool INT8_HEAD>
     __device__ __forceinline__ void fill(const DecoderPass& p, int lane) {
         int done = 0;
         Ring landing(stages);  // where the oldest stage in flight is
@@ -365,17 +393,15 @@ struct Ring {
         const uint64_t policy = evict_first_policy();
 #endif
         walk<TG, INT8_HEAD>(p, [&](const char* from, int bytes) {
-            if (done >= IN_FLIGHT) landing.wait(), landing.advance(p);
+            if (done >= IN_FLIGHT<NT>) landing.wait(), landing.advance(p);
             if (done >= p.stages) barrier_wait(empty(slot), parity ^ 1);
             char* to = stages + slot * STAGE_BYTES;
 #if BULK_COPY
             barrier_expect(full(slot), bytes);
             bulk_copy(shared_address(to), from, bytes, full(slot), policy);
 #else
-            for (int i = lane * 16; i < bytes; i += 1024) {
-                copy_async(shared_address(to + i), from + i);
-                copy_async(shared_address(to + i + 512), from + i + 512);
-            }
+#pragma unroll 2
+            for (int i = lane * 16; i < bytes; i += 512) copy_async(shared_address(to + i), from + i);
             copy_arrive(full(slot));
 #endif
             advance(p);
@@ -385,24 +411,21 @@ struct Ring {
         copy_wait_all();
 #endif
     }
-    // Waits for the next stage; `release` gives it back once every lane has used it.
     __device__ __forceinline__ void wait() const { barrier_wait(full(slot), parity); }
-    // The lane's fragments of the warp's piece of the stage, see `mma_k32`: of 32 k, then of the next 32.
+    // Waits for the next stage and reads the lane's part of the warp's piece of it. `release` gives the slot back that this
+    // returns, after a product with what was read: the warp does that as one, so every lane has read its part by then.
     template <bool INT8>
-    __device__ __forceinline__ void read(int warp, int lane, uint4 (&w)[2][2]) const {
+    __device__ __forceinline__ int take(const DecoderPass& p, int warp, int lane, Packed<INT8>& to) {
+        wait();
         const char* piece = stages + slot * STAGE_BYTES + warp * (INT8 ? INT8_PIECE_BYTES : PIECE_BYTES);
         const uint4* from = reinterpret_cast<const uint4*>(piece);
-        if constexpr (INT8) {
-            const uint4 low = from[lane], high = from[32 + lane];
-            left_operand(widened(low.x, low.y), widened(high.x, high.y), w[0]);
-            left_operand(widened(low.z, low.w), widened(high.z, high.w), w[1]);
-        } else {
 #pragma unroll
-            for (int j = 0; j < 4; j++) w[j / 2][j % 2] = from[j * 32 + lane];
-        }
+        for (int i = 0; i < Packed<INT8>::QUADS; i++) to.quads[i] = from[i * 32 + lane];
+        const int taken = slot;
+        advance(p);
+        return taken;
     }
     __device__ __forceinline__ static void release(int slot, int lane) {
-        __syncwarp();
         if (lane == 0) barrier_arrive(empty(slot));
     }
 };
@@ -410,9 +433,6 @@ struct Ring {
 __device__ __forceinline__ size_t activation_index(int row, int k) {
     return (static_cast<size_t>(k >> 5) * MAX_ROWS + row) * 32 + (k & 31);
 }
-
-// The largest power of two up to x, a positive normal number.
-__device__ __forceinline__ float power_below(float x) { return __uint_as_float(__float_as_uint(x) & 0x7f800000u); }
 
 // 1 / rms of a row from its sums of squares; all lanes of a warp.
 template <typename P>

@@ -96,25 +96,22 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
     const int mine = start + warp * 32;
     uint4 k[4][4];
     const bool any = mine <= unit.high && mine + 31 >= unit.low;
+    const real16* keys = unit.keys + (warp * 32 + g) * HEAD_DIM + t * 8;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            k[j][i] = any ? load_fresh(unit.keys + (warp * 32 + j * 8 + g) * HEAD_DIM + i * 32 + t * 8) : zero;
-        }
+        for (int i = 0; i < 4; i++) k[j][i] = any ? load_now(keys + j * 8 * HEAD_DIM + i * 32) : zero;
     }
 
     // V of the warp's 16 features and all positions: on its way while the scores are computed, or at least normalised
     uint4 v[WARPS][2];
+    const real16* values = unit.values + (warp * 16 + g) * 32 + t * 8;
     auto load_values = [&]() {
 #pragma unroll
         for (int b = 0; b < WARPS; b++) {
             const bool inside = start + b * 32 <= unit.high && start + b * 32 + 31 >= unit.low;
 #pragma unroll
-            for (int d = 0; d < 2; d++) {
-                const real16* from = unit.values + (b * HEAD_DIM + warp * 16 + d * 8 + g) * 32 + t * 8;
-                v[b][d] = inside ? load_fresh(from) : zero;
-            }
+            for (int d = 0; d < 2; d++) v[b][d] = inside ? load_now(values + (b * HEAD_DIM + d * 8) * 32) : zero;
         }
     };
     if (TRADE_REGISTERS) load_values();
@@ -214,6 +211,13 @@ __device__ void combine_chunks(const DecoderPass& p, const Shared& s, int rows, 
         const size_t at =
             (static_cast<size_t>(row) * p.n_kv_heads + head / heads) * p.max_chunks * heads + head % heads;
         const float2 none = make_float2(-INFINITY, 0.0f);
+        // of the first chunks all is on its way at once
+        constexpr int AHEAD = 12;
+        const float4* partial = reinterpret_cast<const float4*>(p.partial + at * HEAD_DIM) + lane;
+        auto part_of = [&](int c) { return __ldcg(partial + static_cast<size_t>(c) * heads * (HEAD_DIM / 4)); };
+        float4 ahead[AHEAD];
+#pragma unroll
+        for (int c = 0; c < AHEAD; c++) ahead[c] = c < n ? part_of(c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         const float2 low = lane < n ? __ldcg(&p.partial_stats[at + lane * heads]) : none;
         const float2 high = lane + 32 < n ? __ldcg(&p.partial_stats[at + (lane + 32) * heads]) : none;
         float highest = fmaxf(low.x, high.x);
@@ -223,15 +227,18 @@ __device__ void combine_chunks(const DecoderPass& p, const Shared& s, int rows, 
         const float high_weight = power_of_two(__fadd_rn(high.x, -highest));
         float sum = 0.0f;
         float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-        for (int c = 0; c < n; c++) {
-            const float* partial = p.partial + (at + static_cast<size_t>(c) * heads) * HEAD_DIM;
-            const float4 part = __ldcg(reinterpret_cast<const float4*>(partial) + lane);
+        auto add = [&](int c, float4 part) {
             const float weight = __shfl_sync(~0u, c < 32 ? low_weight : high_weight, c & 31);
             sum = __fmaf_rn(weight, __shfl_sync(~0u, c < 32 ? low.y : high.y, c & 31), sum);
             out.x = __fmaf_rn(weight, part.x, out.x), out.y = __fmaf_rn(weight, part.y, out.y);
             out.z = __fmaf_rn(weight, part.z, out.z), out.w = __fmaf_rn(weight, part.w, out.w);
+        };
+#pragma unroll
+        for (int c = 0; c < AHEAD; c++) {
+            if (c < n) add(c, ahead[c]);
         }
+#pragma unroll 8
+        for (int c = AHEAD; c < n; c++) add(c, part_of(c));
         out = make_float4(__fdiv_rn(out.x, sum), __fdiv_rn(out.y, sum), __fdiv_rn(out.z, sum), __fdiv_rn(out.w, sum));
         store_activation(p.attended, row, head * HEAD_DIM + lane * 4, out);
     }

@@ -1,10 +1,23 @@
 // Decoder weights from the checkpoint's order into that of decoder.cu, on the device, while the next ones arrive.
 
-#include "common.cuh"
+#include "e4m7.cuh"
+
+// The largest magnitude of a row, infinite if one of its numbers is not finite; all lanes of a warp.
+__device__ __forceinline__ float largest_of(const __nv_bfloat16* row, int columns, int lane) {
+    float largest = 0.0f;
+    for (int i = lane; i < columns; i += 32) {
+        const float x = fabsf(__bfloat162float(row[i]));
+        largest = fmaxf(largest, x == x ? x : INFINITY);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+    return largest;
+}
 
 struct PackTiles {
     const __nv_bfloat16* source;  // [rows][columns]
-    real16* destination;          // [.. / 16][k / 32][512], see `fragment_at`; zeros at first
+    uint32_t* destination;        // see e4m7.cuh; zeros at first
+    float* scales;                // [..]
     int rows, columns;
     int first_row;   // of these rows in the tensor
     int row_offset;  // of the tensor in the merged matrix
@@ -12,23 +25,26 @@ struct PackTiles {
     int half;        // 0 gates and 1 ups of SwiGLU, by turns of eight rows; -1 for everything else
 };
 
-// Grid: (any, rows); block: any.
-extern "C" __global__ void pack_tiles(const __grid_constant__ PackTiles p) {
+// A row that is not finite has no finite scale. Grid: (rows / 8); block: 256, a warp a row.
+extern "C" __global__ void __launch_bounds__(256) pack_tiles(const __grid_constant__ PackTiles p) {
     wait_for_previous();
-    const __nv_bfloat16* source = p.source + static_cast<size_t>(blockIdx.y) * p.columns;
-    const int row = p.first_row + blockIdx.y;
+    const int lane = threadIdx.x % 32, own = blockIdx.x * 8 + threadIdx.x / 32, row = p.first_row + own;
+    if (own >= p.rows) return;
+    const __nv_bfloat16* source = p.source + static_cast<size_t>(own) * p.columns;
     const int n = p.half < 0 ? p.row_offset + row : row / 8 * 16 + p.half * 8 + row % 8;
-    real16* tile = p.destination + static_cast<size_t>(n / 16) * (p.k / 32) * 512;
-    const int step = gridDim.x * blockDim.x, first = blockIdx.x * blockDim.x + threadIdx.x;
-    if (p.columns % 2 == 0) {
-        for (int i = 2 * first; i < p.columns; i += 2 * step) {
-            const float2 pair = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(source + i));
-            *reinterpret_cast<uint32_t*>(tile + i / 32 * 512 + fragment_at(n % 16, i % 32)) = pack16(pair.x, pair.y);
+    const float largest = largest_of(source, p.columns, lane);
+    const float scale = largest > 0.0f ? power_below(fmaxf(largest, 0x1p-126f)) : 1.0f;
+    if (lane == 0) p.scales[n] = isinf(largest) ? __int_as_float(0x7fffffff) : scale;
+    uint32_t* tile = p.destination + static_cast<size_t>(n / 16) * (p.k / 64) * (PIECE_BYTES / 4);
+    for (int i = lane * 8; i < p.columns; i += 256) {
+        uint32_t bits[8], words[3];
+        for (int j = 0; j < 8; j++) {
+            bits[j] = i + j < p.columns ? e4m7_bits(__fdiv_rn(__bfloat162float(source[i + j]), scale)) : 0;
         }
-        return;
-    }
-    for (int i = first; i < p.columns; i += step) {
-        tile[i / 32 * 512 + fragment_at(n % 16, i % 32)] = to16(__bfloat162float(source[i]));
+        octet_words(make_uint4(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16,
+                               bits[6] | bits[7] << 16),
+                    words);
+        for (int j = 0; j < 3; j++) tile[i / 64 * (PIECE_BYTES / 4) + octet_word_at(n % 16, i % 64, j)] = words[j];
     }
 }
 
@@ -49,13 +65,7 @@ extern "C" __global__ void __launch_bounds__(256) quantise_rows(const __grid_con
     const int lane = threadIdx.x % 32, own = blockIdx.x * 8 + threadIdx.x / 32, n = p.first_row + own;
     if (own >= p.rows) return;
     const __nv_bfloat16* source = p.source + static_cast<size_t>(own) * p.columns;
-    float largest = 0.0f;
-    for (int i = lane; i < p.columns; i += 32) {
-        const float x = fabsf(__bfloat162float(source[i]));
-        largest = fmaxf(largest, x == x ? x : INFINITY);
-    }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+    const float largest = largest_of(source, p.columns, lane);
     if (lane == 0) p.scales[n] = isinf(largest) ? __int_as_float(0x7fffffff) : __fdiv_rn(largest, 127.0f);
     const float inverse = largest > 0.0f ? __fdiv_rn(127.0f, largest) : 0.0f;
     uint8_t* row = p.destination + static_cast<size_t>(n / 16) * p.k * 16 + n % 16 * 64;

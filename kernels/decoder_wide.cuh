@@ -302,13 +302,17 @@ private:
     template <bool INT8>
     __device__ __forceinline__ static void read_half(const char* piece, int half, int lane, uint4 (&a)[2]) {
         const uint4* from = reinterpret_cast<const uint4*>(piece);
+        Packed<INT8> packed;
         if constexpr (INT8) {
-            const uint4 low = from[lane], high = from[32 + lane];
-            left_operand(half ? widened(low.z, low.w) : widened(low.x, low.y),
-                         half ? widened(high.z, high.w) : widened(high.x, high.y), a);
+            packed.quads[0] = from[lane], packed.quads[1] = from[32 + lane];
         } else {
-            a[0] = from[half * 64 + lane], a[1] = from[half * 64 + 32 + lane];
+            // half of the second quad is of each half of k
+            packed.quads[2 * half] = from[2 * half * 32 + lane];
+            const uint2 shared_quad = reinterpret_cast<const uint2*>(from + 32 + lane)[half];
+            packed.quads[1] = half ? make_uint4(0, 0, shared_quad.x, shared_quad.y)
+                                   : make_uint4(shared_quad.x, shared_quad.y, 0, 0);
         }
+        fragments<INT8>(packed, half, a);
     }
 };
 
@@ -318,8 +322,8 @@ private:
 // Gates and ups of the same rows and features are in the same lanes.
 template <typename Plan, typename TileAt>
 __device__ __forceinline__ void store_gated(const DecoderPass& p, const Shared& s,
-                                            const float (&total)[Plan::TW][Plan::NW][4], int n_own, int rows, int row_warp,
-                                            int lane, TileAt tile_at) {
+                                            const float* scales, const float (&total)[Plan::TW][Plan::NW][4], int n_own,
+                                            int rows, int row_warp, int lane, TileAt tile_at) {
     const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int j = 0; j < Plan::NW; j++) {
@@ -330,8 +334,10 @@ __device__ __forceinline__ void store_gated(const DecoderPass& p, const Shared& 
         for (int i = 0; i < Plan::TW; i++) {
             if (i >= n_own) break;
             const float* sums = total[i][j];
-            const uint32_t pair = pack16(silu_times(__fmul_rn(sums[0], scale.x), __fmul_rn(sums[2], scale.x)),
-                                         silu_times(__fmul_rn(sums[1], scale.y), __fmul_rn(sums[3], scale.y)));
+            const float gate = scales[tile_at(i) * 16 + g], up = scales[tile_at(i) * 16 + g + 8];
+            auto scaled = [&](int e, float row) { return __fmul_rn(__fmul_rn(sums[e], e < 2 ? gate : up), row); };
+            const uint32_t pair = pack16(silu_times(scaled(0, scale.x), scaled(2, scale.x)),
+                                         silu_times(scaled(1, scale.y), scaled(3, scale.y)));
             // to features 2t and 2t + 1 of row g
             uint32_t turned;
             asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
@@ -342,9 +348,10 @@ __device__ __forceinline__ void store_gated(const DecoderPass& p, const Shared& 
 }
 
 // The best of a warp's logits of each row, and all of them where they are asked for.
-template <typename Plan, bool INT8, typename TileAt>
-__device__ __forceinline__ void rank_logits(const DecoderPass& p, Shared& s, const float (&total)[Plan::TW][Plan::NW][4],
-                                            int n_own, int rows, int row_warp, int lane, TileAt tile_at) {
+template <typename Plan, typename TileAt>
+__device__ __forceinline__ void rank_logits(const DecoderPass& p, Shared& s, const float* scales,
+                                            const float (&total)[Plan::TW][Plan::NW][4], int n_own, int rows, int row_warp,
+                                            int lane, TileAt tile_at) {
     const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int j = 0; j < Plan::NW; j++) {
@@ -360,9 +367,7 @@ __device__ __forceinline__ void rank_logits(const DecoderPass& p, Shared& s, con
                 for (int high = 0; high < 2; high++) {
                     const int n = tile_at(i) * 16 + g + high * 8;
                     if (i >= n_own || n >= p.vocab || row >= rows) continue;
-                    float y = total[i][j][high * 2 + e];
-                    if (INT8) y = __fmul_rn(y, p.head_scales[n]);
-                    y = __fmul_rn(y, scale);
+                    const float y = __fmul_rn(__fmul_rn(total[i][j][high * 2 + e], scales[n]), scale);
                     best = max(best, ranking_key(y, n));
                     if (p.logits) p.logits[static_cast<size_t>(row) * p.vocab + n] = y;
                 }

@@ -18,11 +18,11 @@ use super::launch::{Kernels, NO_ROW, Row};
 use super::library_pass::{self, LibraryPasses, Widths};
 use super::pass::{self, Group, HEAD_DIM, MAX_LAYERS, MAX_ROWS, Pass, PassKernels, PassLayer, Phases, SPLITS};
 use super::stream::CudaStream;
-use super::weights::{Loader, padded};
+use super::weights::{Loader, Tiles, columns, padded};
 use crate::backend::{CudaOptions, Prediction, Products, Span, passes, predict};
 use crate::model::Weights;
 use crate::model::params::{Params, TransformerParams};
-use crate::model::weights::{LayerWeights, Tensor};
+use crate::model::weights::LayerWeights;
 use crate::{Error, Result};
 
 /// GPU memory that is left for activations and streams when it is decided how many layers fit.
@@ -50,16 +50,10 @@ struct DecoderWeights {
     /// Token embeddings and output matrix.
     head: Buffer,
     /// The output matrix in 8 bits, if that is what is multiplied with.
-    int8_head: Option<Int8Head>,
+    int8_head: Option<Buffer>,
     norm: Buffer,
     frequencies: Buffer,
     layout: LayerLayout,
-}
-
-/// The output matrix in 8 bits, with a scale for each row.
-struct Int8Head {
-    matrix: Buffer,
-    scales: Buffer,
 }
 
 /// Where the matrices of a layer lie in one block of memory.
@@ -107,36 +101,35 @@ const GROUPS_AT: usize = 16;
 const ROWS_AT: usize = GROUPS_AT + MAX_ROWS * size_of::<Group>();
 const INPUT_BYTES: usize = ROWS_AT + MAX_ROWS * size_of::<Row>();
 
-/// Columns of a packed matrix.
-fn columns(k: usize) -> usize {
-    k.next_multiple_of(64)
-}
-
-/// Bytes of a packed matrix.
-fn matrix_bytes(n: usize, k: usize) -> usize {
-    n.next_multiple_of(16) * columns(k) * 2
+/// Shapes of a layer's matrices: `wqkv`, `wo`, `w13` and `w2`.
+fn layer_tiles(p: &TransformerParams) -> [Tiles; 4] {
+    [
+        Tiles::e4m7(p.q_dim() + 2 * p.kv_dim(), p.dim),
+        Tiles::e4m7(p.dim, p.q_dim()),
+        Tiles::e4m7(2 * p.hidden_dim.next_multiple_of(8), p.dim),
+        Tiles::e4m7(p.dim, p.hidden_dim),
+    ]
 }
 
 impl LayerLayout {
     fn new(p: &TransformerParams) -> Self {
-        let wo = matrix_bytes(p.q_dim() + 2 * p.kv_dim(), p.dim);
-        let w13 = wo + matrix_bytes(p.dim, p.q_dim());
-        let w2 = w13 + matrix_bytes(2 * p.hidden_dim.next_multiple_of(8), p.dim);
-        Self { wo, w13, w2, n_bytes: w2 + matrix_bytes(p.dim, p.hidden_dim) }
+        let [wqkv, wo, w13, w2] = layer_tiles(p).map(Tiles::n_bytes);
+        Self { wo: wqkv, w13: wqkv + wo, w2: wqkv + wo + w13, n_bytes: wqkv + wo + w13 + w2 }
     }
 
     /// Packs a layer's matrices into zeros at `to`.
     fn pack<'a>(&self, loader: &mut Loader<'a>, p: &TransformerParams, w: &'a LayerWeights, to: Address) -> Result<()> {
         let (a, f) = (&w.attention, &w.feed_forward);
-        let (q, kv, k) = (p.q_dim(), p.kv_dim(), columns(p.dim));
+        let (q, kv) = (p.q_dim(), p.kv_dim());
+        let [wqkv, wo, w13, w2] = layer_tiles(p);
         let at = |offset: usize| to + offset as u64;
-        loader.pack_tiles(&a.wq, to, k, 0, -1)?;
-        loader.pack_tiles(&a.wk, to, k, q, -1)?;
-        loader.pack_tiles(&a.wv, to, k, q + kv, -1)?;
-        loader.pack_tiles(&a.wo, at(self.wo), columns(q), 0, -1)?;
-        loader.pack_tiles(&f.w1, at(self.w13), k, 0, 0)?;
-        loader.pack_tiles(&f.w3, at(self.w13), k, 0, 1)?;
-        loader.pack_tiles(&f.w2, at(self.w2), columns(p.hidden_dim), 0, -1)
+        loader.pack_tiles(&a.wq, wqkv, to, 0, -1)?;
+        loader.pack_tiles(&a.wk, wqkv, to, q, -1)?;
+        loader.pack_tiles(&a.wv, wqkv, to, q + kv, -1)?;
+        loader.pack_tiles(&a.wo, wo, at(self.wo), 0, -1)?;
+        loader.pack_tiles(&f.w1, w13, at(self.w13), 0, 0)?;
+        loader.pack_tiles(&f.w3, w13, at(self.w13), 0, 1)?;
+        loader.pack_tiles(&f.w2, w2, at(self.w2), 0, -1)
     }
 }
 
@@ -185,14 +178,22 @@ impl Decoder {
         let head = match &widths {
             Some(widths) => widths.pack_head(loader, device, &weights.tok_embeddings)?,
             None => {
-                let head = device.alloc_zeros(matrix_bytes(p.vocab_size, d.dim))?;
-                loader.pack_tiles(&weights.tok_embeddings, head.address(), columns(d.dim), 0, -1)?;
+                let tiles = Tiles::e4m7(p.vocab_size, d.dim);
+                let head = device.alloc_zeros(tiles.n_bytes())?;
+                loader.pack_tiles(&weights.tok_embeddings, tiles, head.address(), 0, -1)?;
                 head
             }
         };
-        let int8_head =
-            options.logits_int8.then(|| Int8Head::load(loader, device, &weights.tok_embeddings)).transpose()?;
-        let head_bytes = head.n_bytes() + int8_head.as_ref().map_or(0, |head| head.matrix.n_bytes());
+        let int8_head = match options.logits_int8 {
+            true => {
+                let tiles = Tiles::int8(p.vocab_size, d.dim);
+                let head = device.alloc_zeros(tiles.n_bytes())?;
+                loader.quantise_rows(&weights.tok_embeddings, tiles, head.address())?;
+                Some(head)
+            }
+            false => None,
+        };
+        let head_bytes = head.n_bytes() + int8_head.as_ref().map_or(0, Buffer::n_bytes);
         let layout = widths.as_ref().map_or_else(|| LayerLayout::new(&d), Widths::layer);
         let n_resident = match &widths {
             Some(_) => d.n_layers,
@@ -273,7 +274,7 @@ impl Decoder {
 
     /// Bytes of weights that one pass reads.
     pub fn n_bytes(&self) -> usize {
-        let head = self.weights.int8_head.as_ref().map_or(&self.weights.head, |head| &head.matrix);
+        let head = self.weights.int8_head.as_ref().unwrap_or(&self.weights.head);
         head.n_bytes() + self.weights.layers.len() * self.weights.layout.n_bytes
     }
 
@@ -453,8 +454,7 @@ impl Decoder {
             phase_end: 0,
             final_norm: self.weights.norm.address(),
             head: self.weights.head.address(),
-            head_int8: self.weights.int8_head.as_ref().map_or(0, |head| head.matrix.address()),
-            head_scales: self.weights.int8_head.as_ref().map_or(0, |head| head.scales.address()),
+            head_int8: self.weights.int8_head.as_ref().map_or(0, Buffer::address),
             frequencies: self.weights.frequencies.address(),
             shape: input,
             groups: input + GROUPS_AT as u64,
@@ -557,15 +557,6 @@ impl Decoder {
         }
         trace.values("decoder_norm", 0, &values, d.dim);
         Ok(())
-    }
-}
-
-impl Int8Head {
-    fn load<'a>(loader: &mut Loader<'a>, device: &Arc<Device>, tensor: &'a Tensor) -> Result<Self> {
-        let (n, k) = (tensor.shape()[0].next_multiple_of(16), columns(tensor.shape()[1]));
-        let (matrix, scales) = (device.alloc_zeros(n * k)?, device.alloc_zeros(n * 4)?);
-        loader.quantise_rows(tensor, matrix.address(), scales.address(), k)?;
-        Ok(Self { matrix, scales })
     }
 }
 

@@ -123,6 +123,7 @@ pub struct PackRows {
 pub struct PackTiles {
     pub source: Address,
     pub destination: Address,
+    pub scales: Address,
     pub rows: i32,
     pub columns: i32,
     pub first_row: i32,
@@ -281,8 +282,7 @@ impl Kernels {
     /// # Safety
     /// As for [`gemm`](Self::gemm).
     pub unsafe fn pack_tiles(&self, a: &PackTiles) -> Result<()> {
-        let grid = [(a.columns as u32).div_ceil(2 * 256 * 4).max(1), a.rows as u32, 1];
-        unsafe { self.device.launch(&self.pack_tiles, grid, 256, 0, a) }
+        unsafe { self.device.launch(&self.pack_tiles, [(a.rows as u32).div_ceil(8), 1, 1], 256, 0, a) }
     }
 
     /// # Safety

@@ -25,13 +25,13 @@ const UNIT_ROWS: usize = 16;
 /// Chunks of the cache that a position may see.
 const MAX_CHUNKS: usize = 64;
 const THREADS: u32 = 384;
-const STAGE_BYTES: u32 = 16 << 10;
 /// 64 k of a tile of weights, and of a row.
-const PIECE_BYTES: u32 = 2048;
+const PIECE_BYTES: u32 = 1536;
 const ROW_PIECE_BYTES: u32 = 128;
+const STAGE_BYTES: u32 = 8 * PIECE_BYTES;
 /// Bytes of the barriers of wide kernels.
 const WIDE_BARRIER_BYTES: u32 = 512;
-const MAX_STAGES: u32 = 12;
+const MAX_STAGES: u32 = 17;
 /// Stages that are asked for at once; a ring has as many, or the kernel would lose count of those that have landed.
 const IN_FLIGHT: u32 = 3;
 const SHARED_BYTES: u32 = 5120;
@@ -55,7 +55,7 @@ struct Variant {
 }
 
 const VARIANTS: [Variant; 7] = [
-    Variant { hopper: true, ..Variant::narrow(["decoder_pass_1", "decoder_pass_int8_1"], 8, 24 << 10) },
+    Variant { hopper: true, ..Variant::narrow(["decoder_pass_1", "decoder_pass_int8_1"], 8, 12 << 10) },
     Variant::narrow(["decoder_pass_2", "decoder_pass_int8_2"], 16, 24 << 10),
     Variant::narrow(["decoder_pass_4", "decoder_pass_int8_4"], 32, 32 << 10),
     Variant::narrow(["decoder_pass_5", "decoder_pass_int8_5"], 40, 32 << 10),
@@ -120,7 +120,6 @@ pub struct Pass {
     pub final_norm: Address,
     pub head: Address,
     pub head_int8: Address,
-    pub head_scales: Address,
     pub frequencies: Address,
     pub shape: Address,
     pub groups: Address,

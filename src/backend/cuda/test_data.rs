@@ -44,6 +44,24 @@ pub fn bf16_of(values: &[f32]) -> Vec<u16> {
     values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect()
 }
 
+/// A row of weights as 12 bits hold it (`kernels/e4m7.cuh`): quotients by the power of two below the largest have eight
+/// significant bits, or those down to 2^-21.
+pub fn e4m7_of(row: &[f32]) -> Vec<f32> {
+    let scale = e4m7_scale(row);
+    let rounded = |w: f32| {
+        let x = f64::from(w) / f64::from(scale);
+        let quantum = (x.abs().log2().floor().max(-14.0) - 7.0).exp2();
+        ((x / quantum).round_ties_even() * quantum) as f32 * scale
+    };
+    row.iter().map(|&w| if w == 0.0 { 0.0 } else { rounded(w) }).collect()
+}
+
+/// The largest power of two up to a row's largest magnitude.
+pub fn e4m7_scale(row: &[f32]) -> f32 {
+    let largest = row.iter().fold(0f32, |most, w| most.max(w.abs()));
+    if largest > 0.0 { largest.log2().floor().exp2() } else { 1.0 }
+}
+
 /// Fails where a row of `width` numbers is off by more than `tolerance` of its norm, or is not a number.
 pub fn assert_rows(what: &str, got: &[f32], expected: &[f32], width: usize, tolerance: f64) {
     assert_eq!(got.len(), expected.len(), "{what}: numbers");

@@ -46,6 +46,39 @@ impl Matrix {
     }
 }
 
+/// Shape of a matrix of the decoder in its kernel's order: tiles of 16 rows, and then the rows' scales. See
+/// `kernels/e4m7.cuh` for numbers of 12 bits, and `quantise_rows` in `kernels/decoder_pack.cu` for those of 8.
+#[derive(Clone, Copy)]
+pub struct Tiles {
+    n: usize,
+    k: usize,
+    bits: usize,
+}
+
+impl Tiles {
+    pub fn e4m7(n: usize, k: usize) -> Self {
+        Self { n: n.next_multiple_of(16), k: columns(k), bits: 12 }
+    }
+
+    pub fn int8(n: usize, k: usize) -> Self {
+        Self { bits: 8, ..Self::e4m7(n, k) }
+    }
+
+    /// Where the scales begin.
+    pub fn scales_at(self) -> usize {
+        self.n * self.k * self.bits / 8
+    }
+
+    pub fn n_bytes(self) -> usize {
+        self.scales_at() + self.n * size_of::<f32>()
+    }
+}
+
+/// Columns of a matrix in tiles, and of the rows that it is multiplied with.
+pub fn columns(k: usize) -> usize {
+    k.next_multiple_of(64)
+}
+
 /// One layer's weights.
 pub struct Layer {
     pub attention_norm: Buffer,
@@ -238,13 +271,13 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// Puts a matrix into the decoder's order; see `kernels/decoder_pack.cu`. `destination` is a matrix of `k` columns that
-    /// holds zeros, in which `tensor` begins at `row_offset`, or is one half of what SwiGLU needs.
+    /// Puts a matrix into the decoder's order, in 12 bits. `destination` is a matrix of shape `to` that holds zeros, in which
+    /// `tensor` begins at `row_offset`, or is one half of what SwiGLU needs.
     pub fn pack_tiles(
         &mut self,
         tensor: &'a Tensor,
+        to: Tiles,
         destination: Address,
-        k: usize,
         row_offset: usize,
         half: i32,
     ) -> Result<()> {
@@ -255,11 +288,12 @@ impl<'a> Loader<'a> {
             self.jobs.push(Job::PackTiles(PackTiles {
                 source,
                 destination,
+                scales: destination + to.scales_at() as u64,
                 rows: (bytes.len() / (2 * columns)) as i32,
                 columns: columns as i32,
                 first_row: (i * per_block) as i32,
                 row_offset: row_offset as i32,
-                k: k as i32,
+                k: to.k as i32,
                 half,
             }));
         }
@@ -284,8 +318,8 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// Puts a matrix in 8 bits into one of `k` columns, and the scales of its rows; see `kernels/decoder_pack.cu`.
-    pub fn quantise_rows(&mut self, tensor: &'a Tensor, destination: Address, scales: Address, k: usize) -> Result<()> {
+    /// Puts a matrix into the decoder's order, in 8 bits.
+    pub fn quantise_rows(&mut self, tensor: &'a Tensor, to: Tiles, destination: Address) -> Result<()> {
         let columns = tensor.shape()[1];
         let per_block = (BLOCK_BYTES / (2 * columns)).clamp(1, MAX_ROWS);
         for (i, bytes) in tensor.data().as_flattened().chunks(per_block * columns * 2).enumerate() {
@@ -293,11 +327,11 @@ impl<'a> Loader<'a> {
             self.jobs.push(Job::QuantiseRows(QuantiseRows {
                 source,
                 destination,
-                scales,
+                scales: destination + to.scales_at() as u64,
                 rows: (bytes.len() / (2 * columns)) as i32,
                 columns: columns as i32,
                 first_row: (i * per_block) as i32,
-                k: k as i32,
+                k: to.k as i32,
             }));
         }
         Ok(())

@@ -4,13 +4,13 @@
 use std::collections::HashSet;
 
 use super::super::pass::CHUNK;
-use super::super::test_data::{Random, assert_rows, device, f16_of, put};
+use super::super::test_data::{Random, assert_rows, device, e4m7_of, f16_of, put};
 use super::*;
 use crate::backend::cpu::attention::{KvRing, Rows, attend};
 use crate::backend::cpu::elementwise::{Rope, rms_norm, rotate, swiglu};
 use crate::backend::cpu::matmul::{Product, multiply};
 use crate::backend::cpu::simd::Isa;
-use crate::model::weights::{AttentionWeights, FeedForwardWeights};
+use crate::model::weights::{AttentionWeights, FeedForwardWeights, Tensor};
 
 const N_LAYERS: usize = 2;
 
@@ -267,10 +267,9 @@ fn check_phases(b: &Bench<'_>, input: &Input, index: usize, what: &str) -> Vec<u
 
     run(phases.embed());
     let embeddings = b.embeddings.to_f32();
-    let token = |row: &Row| &embeddings[row.token as usize * dim..][..dim];
-    let sum = |(row, audio): (&Row, &Vec<f32>)| -> Vec<f32> {
-        token(row).iter().zip(audio).map(|(&t, a)| f16::from_f32(t).to_f32() + a).collect()
-    };
+    let token = |row: &Row| e4m7_of(&embeddings[row.token as usize * dim..][..dim]);
+    let sum =
+        |(row, audio): (&Row, &Vec<f32>)| -> Vec<f32> { token(row).iter().zip(audio).map(|(t, a)| t + a).collect() };
     let expected: Vec<f32> = input.rows.iter().zip(&input.audio).flat_map(sum).collect();
     assert!(b.residual(n) == expected, "{what}: embeddings");
     b.check_prepared(&format!("{what}, embed"), input, 0, &all_rows, &b.layers[0].attention_norm);
@@ -448,9 +447,10 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
 
     let layout = LayerLayout::new(&p);
     let mut loader = Loader::new(&kernels).unwrap();
-    let head = device.alloc_zeros(matrix_bytes(vocab_size, dim)).unwrap();
-    loader.pack_tiles(&embeddings, head.address(), columns(dim), 0, -1).unwrap();
-    let int8_head = Int8Head::load(&mut loader, device, &embeddings).unwrap();
+    let [wide, narrow] = [Tiles::e4m7(vocab_size, dim), Tiles::int8(vocab_size, dim)];
+    let [head, int8_head] = [wide, narrow].map(|tiles| device.alloc_zeros(tiles.n_bytes()).unwrap());
+    loader.pack_tiles(&embeddings, wide, head.address(), 0, -1).unwrap();
+    loader.quantise_rows(&embeddings, narrow, int8_head.address()).unwrap();
     let load = |w| {
         let matrices = device.alloc_zeros(layout.n_bytes).unwrap();
         layout.pack(&mut loader, &p, w, matrices.address()).unwrap();
@@ -571,11 +571,26 @@ fn times_of_full_size_passes() {
     let layout = LayerLayout::new(&p);
     let layer =
         |_| Layer { attention_norm: vector(), ffn_norm: vector(), matrices: Place::Device(filled(layout.n_bytes)) };
-    let int8_head = Int8Head { matrix: filled(vocab_size * p.dim), scales: put(device, &vec![1e-4f32; vocab_size]) };
+    let [wqkv, wo, w13, w2] = layer_tiles(&p);
+    let in_layer = [(0, wqkv), (layout.wo, wo), (layout.w13, w13), (layout.w2, w2)];
+    let [wide, narrow] = [Tiles::e4m7(vocab_size, p.dim), Tiles::int8(vocab_size, p.dim)];
+    let [head, int8_head] = [wide, narrow].map(|tiles| filled(tiles.n_bytes()));
+    let layers: Vec<Layer> = (0..p.n_layers).map(layer).collect();
+    let scale = |matrix: Address, tiles: Tiles, scale: f32| {
+        let scales = vec![scale; (tiles.n_bytes() - tiles.scales_at()) / 4];
+        // SAFETY: there are so many at that place, and `scales` outlive the wait.
+        unsafe { device.upload(matrix + tiles.scales_at() as u64, bytes_of(&scales)).unwrap() };
+        device.finish().unwrap();
+    };
+    for (layer, (at, tiles)) in layers.iter().flat_map(|layer| in_layer.map(|matrix| (layer, matrix))) {
+        scale(layer.address(None) + at as u64, tiles, 1.0);
+    }
+    scale(head.address(), wide, 1.0);
+    scale(int8_head.address(), narrow, 1e-4);
     let weights = DecoderWeights {
         params: Params { encoder: p, decoder: p, vocab_size, ada_dim: 8, n_mels: 8, log_mel_max: 1.5 },
-        layers: (0..p.n_layers).map(layer).collect(),
-        head: filled(matrix_bytes(vocab_size, p.dim)),
+        layers,
+        head,
         int8_head: Some(int8_head),
         norm: vector(),
         frequencies: super::super::frequencies(device, &p).unwrap(),

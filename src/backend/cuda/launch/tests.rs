@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::super::device::bytes_of_mut;
-use super::super::test_data::{Random, assert_rows, bf16_of, device, f16_of, put};
+use super::super::test_data::{Random, assert_rows, bf16_of, device, e4m7_of, e4m7_scale, f16_of, put};
 use super::*;
 use crate::backend::cpu::elementwise::{Rope, frequencies, rms_norm as norm_row};
 use crate::backend::cpu::simd::Isa;
@@ -272,19 +272,51 @@ fn packed_matrices_have_every_number_in_its_place() {
     }
 }
 
+/// The number of row `n`, column `k` in a matrix of 12 bits with `columns` columns, as F16.
+fn in_tiles(matrix: &[u32], n: usize, k: usize, columns: usize) -> u16 {
+    let piece = &matrix[(n / 16 * (columns / 64) + k / 64) * 384..][..384];
+    let lane = n % 8 * 4 + k % 32 / 8;
+    let words: [u32; 3] = std::array::from_fn(|i| {
+        let word = (k % 64 / 32 * 2 + n % 16 / 8) * 3 + i;
+        piece[(word / 4 * 32 + lane) * 4 + word % 4]
+    });
+    let halves = words.map(|word| (word >> (16 * (k % 2))) as u16);
+    match k % 8 / 2 {
+        pair @ 0..3 => halves[pair] & 0xbff8,
+        _ => {
+            // three bits at the end of each word, and one beside its sign
+            let low = halves.map(|half| half & 7);
+            let high = halves.map(|half| half >> 14 & 1);
+            low[0] << 3 | low[1] << 6 | low[2] << 9 | high[0] << 12 | high[1] << 13 | high[2] << 15
+        }
+    }
+}
+
 #[test]
 fn tiles_have_every_number_in_its_place() {
     let kernels = device();
     let device = kernels.device();
     for (rows, columns, first_row, row_offset, half) in
-        [(33, 72, 0, 0, -1), (7, 71, 3, 29, -1), (19, 130, 8, 0, 0), (19, 130, 8, 0, 1)]
+        [(33, 72, 0, 0, -1), (7, 71, 3, 29, -1), (19, 130, 8, 0, 0), (19, 130, 8, 0, 1), (9, 3072, 0, 0, -1)]
     {
-        let (source, wide) = weights(&mut Random::new((rows * columns) as u32), rows * columns);
+        let what = format!("{rows} x {columns}, half {half}");
+        let mut values = Random::new((rows * columns) as u32).spread(rows * columns, (-26.0, 3.0));
+        values.iter_mut().for_each(|w| *w = half::bf16::from_f32(*w).to_f32());
+        // a row of zeros, one that is not finite, one of powers of two from the largest to below the least, and its halves
+        values[..columns].fill(0.0);
+        values[2 * columns + columns / 2] = f32::INFINITY;
+        for (i, w) in values[3 * columns..4 * columns].iter_mut().enumerate() {
+            *w = 192.0 * (-(i as f32 % 40.0)).exp2() * [1.0, -1.0][i % 2];
+        }
+        // the least of all numbers
+        values[4 * columns..5 * columns].fill(f32::from_bits(0x0001_0000));
         let k = columns.next_multiple_of(64);
-        let (on_gpu, destination) = (put(device, &source), device.alloc_zeros(64 * k * 2).unwrap());
+        let (on_gpu, destination) = (put(device, &bf16_of(&values)), device.alloc_zeros(64 * k * 3 / 2).unwrap());
+        let scales = device.alloc_zeros(64 * 4).unwrap();
         let a = PackTiles {
             source: on_gpu.address(),
             destination: destination.address(),
+            scales: scales.address(),
             rows: rows as i32,
             columns: columns as i32,
             first_row: first_row as i32,
@@ -292,25 +324,51 @@ fn tiles_have_every_number_in_its_place() {
             k: k as i32,
             half,
         };
+        let (mut got, mut got_scales) = (vec![0u32; 64 * k * 3 / 8], vec![0f32; 64]);
         // SAFETY: all buffers have that shape.
-        unsafe { kernels.pack_tiles(&a).unwrap() };
-        let mut expected = vec![0u16; 64 * k];
-        for row in 0..rows {
+        unsafe {
+            kernels.pack_tiles(&a).unwrap();
+            device.download(bytes_of_mut(&mut got), destination.address()).unwrap();
+            device.download(bytes_of_mut(&mut got_scales), scales.address()).unwrap();
+        }
+        let place = |row: usize| {
             let n = first_row + row;
-            let n = if half < 0 { row_offset + n } else { n / 8 * 16 + half as usize * 8 + n % 8 };
-            for i in 0..columns {
-                let step = (n / 16 * (k / 32) + i / 32) * 2 + i % 8 / 4;
-                let lane = n % 8 * 4 + i % 32 / 8;
-                let register = i % 4 / 2 * 2 + n % 16 / 8;
-                expected[step * 256 + lane * 8 + register * 2 + i % 2] = wide[row * columns + i];
+            if half < 0 { row_offset + n } else { n / 8 * 16 + half as usize * 8 + n % 8 }
+        };
+        let filled: HashMap<usize, usize> = (0..rows).map(|row| (place(row), row)).collect();
+        for n in 0..64 {
+            let Some(&row) = filled.get(&n) else {
+                assert!((0..k).all(|i| in_tiles(&got, n, i, k) == 0) && got_scales[n] == 0.0, "{what}: wrote row {n}");
+                continue;
+            };
+            if row == 2 {
+                assert!(got_scales[n].is_nan(), "{what}: a row that is not finite, its scale is");
+                continue;
+            }
+            let row = &values[row * columns..][..columns];
+            let scale = if n == place(4) { f32::MIN_POSITIVE } else { e4m7_scale(row) };
+            assert_eq!(got_scales[n], scale, "{what}: scale of row {n}");
+            let read = |i: usize| half::f16::from_bits(in_tiles(&got, n, i, k)).to_f32() * scale;
+            let expected = if n == place(4) { row.to_vec() } else { e4m7_of(row) };
+            for i in 0..k {
+                assert_eq!(read(i), expected.get(i).copied().unwrap_or(0.0), "{what}: row {n}, column {i}");
+            }
+            for (i, &w) in row.iter().enumerate() {
+                let most = if w.abs() < scale / 16_384.0 { scale / 4_194_304.0 } else { 0.0 };
+                assert!((read(i) - w).abs() <= most, "{what}: row {n}, column {i}: {w} has become {}", read(i));
             }
         }
-        assert!(bits(device, &destination) == expected, "{rows} x {columns}, half {half}");
+    }
+}
 
-        if half >= 0 {
-            continue;
-        }
-        let (destination, first_row) = (device.alloc_zeros(64 * k * 2).unwrap(), first_row + row_offset);
+#[test]
+fn rows_are_rounded_to_f16() {
+    let kernels = device();
+    let device = kernels.device();
+    for (rows, columns, first_row) in [(33, 72, 0), (7, 71, 32)] {
+        let (source, wide) = weights(&mut Random::new((rows * columns) as u32), rows * columns);
+        let k = columns.next_multiple_of(64);
+        let (on_gpu, destination) = (put(device, &source), device.alloc_zeros(64 * k * 2).unwrap());
         let a = PackRows {
             source: on_gpu.address(),
             destination: destination.address(),
@@ -325,7 +383,7 @@ fn tiles_have_every_number_in_its_place() {
         for (to, from) in expected[first_row * k..].chunks_exact_mut(k).zip(wide.chunks_exact(columns)) {
             to[..columns].copy_from_slice(from);
         }
-        assert!(bits(device, &destination) == expected, "{rows} x {columns}, row after row");
+        assert!(bits(device, &destination) == expected, "{rows} x {columns}");
     }
 }
 
