@@ -56,12 +56,12 @@ __device__ void embed(const DecoderPass& p, int rows) {
     const int quads = (p.dim + 15) / 16 * 4;
     const int pieces = (p.dim + 63) / 64;
     const float* scales =
-        reinterpret_cast<const float*>(p.head + static_cast<size_t>((p.vocab + 15) / 16) * pieces * PIECE_BYTES);
+        reinterpret_cast<const float*>(p.tokens + static_cast<size_t>((p.vocab + 15) / 16) * pieces * PIECE_BYTES);
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < rows * quads; i += gridDim.x * THREADS) {
         const int row = i / quads, n = i % quads * 4;
         const uint32_t id = p.rows[row].token;
         const uint32_t* piece =
-            reinterpret_cast<const uint32_t*>(p.head + (static_cast<size_t>(id >> 4) * pieces + n / 64) * PIECE_BYTES);
+            reinterpret_cast<const uint32_t*>(p.tokens + (static_cast<size_t>(id >> 4) * pieces + n / 64) * PIECE_BYTES);
         auto word = [&](int i) { return piece[octet_word_at(id & 15, n % 64 / 8 * 8, i)]; };
         const uint4 octet = octet_pairs(word(0), word(1), word(2));
         const float scale = scales[id];
@@ -253,7 +253,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             }
             continue;
         }
-        const Share share = share_of<INT8_HEAD>(p, phase, kind);
+        const Share share = share_of<INT8_HEAD, WIDE>(p, phase, kind);
         const int rows = kind == HEAD ? head_rows : all_rows;
         const real16* x = kind == WO ? p.attended : kind == W2 ? p.activated : p.normed;
         const int piece0 = share.begin + warp;

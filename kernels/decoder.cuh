@@ -60,7 +60,8 @@ struct DecoderPass {
     int x_stages;             // of wide kernels
     int phase_begin, phase_end;
     const float* final_norm;         // [width]
-    const char* head;                // [vocab, dim], packed
+    const char* tokens;              // [vocab, dim], packed: the embeddings
+    const char* head;                // and the output matrix
     const char* head_int8;           // the same in 8 bits, for kernels that multiply with that
     const float* frequencies;        // [HEAD_DIM / 2]
     // the pass
@@ -125,11 +126,6 @@ __device__ __forceinline__ void mma_k32(float (&c)[4], const uint4 (&a)[2], cons
           "r"(a[1].w), "r"(b.z), "r"(b.w));
 }
 
-// The left operand of `mma_k32` from eight consecutive k of rows g (`low`) and g + 8 (`high`).
-__device__ __forceinline__ void left_operand(const uint4& low, const uint4& high, uint4 (&a)[2]) {
-    a[0] = make_uint4(low.x, high.x, low.y, high.y), a[1] = make_uint4(low.z, high.z, low.w, high.w);
-}
-
 // Eight numbers of 8 bits, 128 more than they stand for, as F16: 0x6400 + n is 1024 + n.
 __device__ __forceinline__ uint4 widened(uint32_t first, uint32_t second) {
     auto pair = [](uint32_t four, uint32_t selector) {
@@ -156,9 +152,7 @@ __device__ __forceinline__ void fragments(const Packed<INT8>& from, int half, ui
         left_operand(half ? widened(low.z, low.w) : widened(low.x, low.y),
                      half ? widened(high.z, high.w) : widened(high.x, high.y), w);
     } else {
-        const uint4 &a = from.quads[0], &b = from.quads[1], &c = from.quads[2];
-        left_operand(half ? octet_pairs(b.z, b.w, c.x) : octet_pairs(a.x, a.y, a.z),
-                     half ? octet_pairs(c.y, c.z, c.w) : octet_pairs(a.w, b.x, b.y), w);
+        e4m7_fragments(from.quads, half, w);
     }
 }
 
@@ -290,7 +284,8 @@ struct Share {
     int count;        // how many
 };
 
-template <bool INT8_HEAD>
+// Wide kernels have their weights widened.
+template <bool INT8_HEAD, bool WIDE>
 __device__ __forceinline__ Share share_of(const DecoderPass& p, int phase, Phase kind) {
     const int layer = (phase - 1) / LAYER_PHASES;
     const int tiles_dim = (p.dim + 15) / 16, tiles_qkv = (p.n_heads + 2 * p.n_kv_heads) * (HEAD_DIM / 16);
@@ -325,7 +320,7 @@ __device__ __forceinline__ Share share_of(const DecoderPass& p, int phase, Phase
             rotation = p.n_layers * (tiles_qkv + tiles_13);
             break;
     }
-    s.piece_bytes = INT8_HEAD && kind == HEAD ? INT8_PIECE_BYTES : PIECE_BYTES;
+    s.piece_bytes = INT8_HEAD && kind == HEAD ? INT8_PIECE_BYTES : WIDE ? WIDENED_PIECE_BYTES : PIECE_BYTES;
     s.scales = reinterpret_cast<const float*>(s.weights + static_cast<long long>(s.tiles) * s.pieces * s.piece_bytes);
     s.step = gridDim.x / splits;
     s.slice = blockIdx.x % splits;
@@ -368,7 +363,7 @@ struct Ring {
         for (int phase = p.phase_begin; phase < p.phase_end; phase++) {
             const Phase kind = phase_kind(p, phase);
             if (kind == EMBED || kind == ATTENTION) continue;
-            const Share share = share_of<INT8_HEAD>(p, phase, kind);
+            const Share share = share_of<INT8_HEAD, false>(p, phase, kind);
             const int bytes = share.piece_bytes;
             const long long stride = static_cast<long long>(share.step) * share.pieces * bytes;
             const char* start =

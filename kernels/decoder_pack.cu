@@ -48,6 +48,28 @@ extern "C" __global__ void __launch_bounds__(256) pack_tiles(const __grid_consta
     }
 }
 
+struct WidenTiles {
+    const uint4* source;  // pieces, see e4m7.cuh
+    uint4* destination;
+    int n_pieces;
+};
+
+// Grid * block / 32 >= n_pieces: a warp a piece.
+extern "C" __global__ void __launch_bounds__(256) widen_tiles(const __grid_constant__ WidenTiles p) {
+    wait_for_previous();
+    const int lane = threadIdx.x % 32, piece = blockIdx.x * 8 + threadIdx.x / 32;
+    if (piece >= p.n_pieces) return;
+    const uint4* from = p.source + static_cast<size_t>(piece) * (PIECE_BYTES / 16) + lane;
+    const uint4 quads[3] = {from[0], from[32], from[64]};
+    uint4* to = p.destination + static_cast<size_t>(piece) * (WIDENED_PIECE_BYTES / 16) + lane;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint4 w[2];
+        e4m7_fragments(quads, half, w);
+        to[half * 64] = w[0], to[half * 64 + 32] = w[1];
+    }
+}
+
 struct QuantiseRows {
     const __nv_bfloat16* source;  // [rows][columns]
     uint8_t* destination;         // [.. / 16][k / 64][16][4][2][8]

@@ -1,5 +1,6 @@
 // Products of the decoder's pass for many rows. The kernels for fewer read all rows' inputs again for every few tiles; here
-// warps share out tiles and rows instead of k, and a block reads x once for all of its tiles, through shared memory.
+// warps share out tiles and rows instead of k, and a block reads x once for all of its tiles, through shared memory. Several warps
+// multiply with the same weights, so those lie in memory as F16 (`widen_tiles` in decoder_pack.cu) for these kernels.
 //
 // Bits are those of the kernels for fewer rows, whose eight warps take every eighth piece of k and are added in their order: a
 // warp here goes through the pieces of the first of those, then of the second and so on, and adds the sum of each to the total.
@@ -54,7 +55,7 @@ struct WideRing {
     }
     __device__ __forceinline__ char* piece_of(const DecoderPass& p, int first, int tile) const {
         const int place = first + tile - (first + tile < p.stages ? 0 : p.stages);
-        return base + WIDE_BARRIER_BYTES + p.x_stages * 2 * Plan::HALF_BYTES + place * PIECE_BYTES;
+        return base + WIDE_BARRIER_BYTES + p.x_stages * 2 * Plan::HALF_BYTES + place * WIDENED_PIECE_BYTES;
     }
     // One thread.
     __device__ __forceinline__ void initialise(const DecoderPass&) const {
@@ -69,7 +70,7 @@ struct WideRing {
         for (int phase = p.phase_begin; phase < p.phase_end; phase++) {
             const Phase kind = phase_kind(p, phase);
             if (kind == EMBED || kind == ATTENTION) continue;
-            const Share share = share_of<INT8_HEAD>(p, phase, kind);
+            const Share share = share_of<INT8_HEAD, true>(p, phase, kind);
             begin(share, kind);
             for (int group = 0; group < share.count; group += TILES) {
                 for (int part = 0; part < WARPS; part++) {
@@ -302,17 +303,12 @@ private:
     template <bool INT8>
     __device__ __forceinline__ static void read_half(const char* piece, int half, int lane, uint4 (&a)[2]) {
         const uint4* from = reinterpret_cast<const uint4*>(piece);
-        Packed<INT8> packed;
         if constexpr (INT8) {
-            packed.quads[0] = from[lane], packed.quads[1] = from[32 + lane];
+            const Packed<true> packed = {from[lane], from[32 + lane]};
+            fragments<true>(packed, half, a);
         } else {
-            // half of the second quad is of each half of k
-            packed.quads[2 * half] = from[2 * half * 32 + lane];
-            const uint2 shared_quad = reinterpret_cast<const uint2*>(from + 32 + lane)[half];
-            packed.quads[1] = half ? make_uint4(0, 0, shared_quad.x, shared_quad.y)
-                                   : make_uint4(shared_quad.x, shared_quad.y, 0, 0);
+            a[0] = from[half * 64 + lane], a[1] = from[half * 64 + 32 + lane];
         }
-        fragments<INT8>(packed, half, a);
     }
 };
 

@@ -16,7 +16,15 @@
 #include "common.cuh"
 
 constexpr int PIECE_BYTES = 1536;
+// The same as F16, for kernels that would have to widen it again and again: for each 32 k and each of the matrix unit's two steps
+// a lane's four pairs, of rows g and g + 8 by turns.
+constexpr int WIDENED_PIECE_BYTES = 2048;
 constexpr uint32_t E4M7_MASK = 0xbff8bff8u;  // the bits in use of two F16 numbers
+
+// The left operand of `mma_k32` from eight consecutive k of rows g (`low`) and g + 8 (`high`).
+__device__ __forceinline__ void left_operand(const uint4& low, const uint4& high, uint4 (&a)[2]) {
+    a[0] = make_uint4(low.x, high.x, low.y, high.y), a[1] = make_uint4(low.z, high.z, low.w, high.w);
+}
 
 // Eight numbers as pairs of F16. The first three words are the first three pairs, whose unused bits hold the fourth.
 __device__ __forceinline__ uint4 octet_pairs(uint32_t a, uint32_t b, uint32_t c) {
@@ -25,7 +33,14 @@ __device__ __forceinline__ uint4 octet_pairs(uint32_t a, uint32_t b, uint32_t c)
     return make_uint4(a & E4M7_MASK, b & E4M7_MASK, c & E4M7_MASK, last);
 }
 
-// The other way round.
+// A lane's fragments of 32 of a piece's 64 k, from its three quads.
+__device__ __forceinline__ void e4m7_fragments(const uint4 (&quads)[3], int half, uint4 (&w)[2]) {
+    const uint4 &a = quads[0], &b = quads[1], &c = quads[2];
+    left_operand(half ? octet_pairs(b.z, b.w, c.x) : octet_pairs(a.x, a.y, a.z),
+                 half ? octet_pairs(c.y, c.z, c.w) : octet_pairs(a.w, b.x, b.y), w);
+}
+
+// The other way round of `octet_pairs`.
 __device__ __forceinline__ void octet_words(const uint4& pairs, uint32_t (&words)[3]) {
     const uint32_t last = pairs.w;
     words[0] = pairs.x | ((last >> 3) & 0x00070007u) | ((last << 2) & 0x40004000u);

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::Tracer;
 use super::cublaslt::Library;
 use super::device::{Address, Buffer, Device, Pinned, bytes_of, bytes_of_mut};
-use super::launch::{Kernels, NO_ROW, Row};
+use super::launch::{Kernels, NO_ROW, Row, WidenTiles};
 use super::library_pass::{self, LibraryPasses, Widths};
 use super::pass::{self, Group, HEAD_DIM, MAX_LAYERS, MAX_ROWS, Pass, PassKernels, PassLayer, Phases, SPLITS};
 use super::stream::CudaStream;
@@ -27,6 +27,8 @@ use crate::{Error, Result};
 
 /// GPU memory that is left for activations and streams when it is decided how many layers fit.
 const WORKING_BYTES: usize = 2 << 30;
+/// GPU memory that is left for streams where weights are kept widened as well.
+const ROOMY_BYTES: usize = 24 << 30;
 
 pub struct Decoder {
     weights: DecoderWeights,
@@ -53,6 +55,14 @@ struct DecoderWeights {
     int8_head: Option<Buffer>,
     norm: Buffer,
     frequencies: Buffer,
+    layout: LayerLayout,
+    widened: Option<Widened>,
+}
+
+/// Weights as F16, for passes of many rows. The numbers are those of 12 bits.
+struct Widened {
+    layers: Vec<Buffer>,
+    head: Buffer,
     layout: LayerLayout,
 }
 
@@ -112,9 +122,14 @@ fn layer_tiles(p: &TransformerParams) -> [Tiles; 4] {
 }
 
 impl LayerLayout {
-    fn new(p: &TransformerParams) -> Self {
-        let [wqkv, wo, w13, w2] = layer_tiles(p).map(Tiles::n_bytes);
+    fn new(tiles: [Tiles; 4]) -> Self {
+        let [wqkv, wo, w13, w2] = tiles.map(Tiles::n_bytes);
         Self { wo: wqkv, w13: wqkv + wo, w2: wqkv + wo + w13, n_bytes: wqkv + wo + w13 + w2 }
+    }
+
+    /// Where the four matrices begin.
+    fn offsets(&self) -> [usize; 4] {
+        [0, self.wo, self.w13, self.w2]
     }
 
     /// Packs a layer's matrices into zeros at `to`.
@@ -194,7 +209,7 @@ impl Decoder {
             false => None,
         };
         let head_bytes = head.n_bytes() + int8_head.as_ref().map_or(0, Buffer::n_bytes);
-        let layout = widths.as_ref().map_or_else(|| LayerLayout::new(&d), Widths::layer);
+        let layout = widths.as_ref().map_or_else(|| LayerLayout::new(layer_tiles(&d)), Widths::layer);
         let n_resident = match &widths {
             Some(_) => d.n_layers,
             None => n_resident(device, &p, head_bytes, layout.n_bytes, options.weight_cache_bytes)?,
@@ -227,7 +242,7 @@ impl Decoder {
             let (attention_norm, ffn_norm) = (loader.vector(&w.attention_norm)?, loader.vector(&w.ffn_norm)?);
             layers.push(Layer { attention_norm, ffn_norm, matrices });
         }
-        let weights = DecoderWeights {
+        let mut weights = DecoderWeights {
             params: p,
             layers,
             head,
@@ -235,7 +250,14 @@ impl Decoder {
             norm: loader.vector(&weights.norm)?,
             frequencies: super::frequencies(device, &d)?,
             layout,
+            widened: None,
         };
+        let widened_bytes = (head_bytes + d.n_layers * layout.n_bytes) / 3 * 4;
+        let roomy = device.memory()?.0 >= widened_bytes + encoder_bytes(&p.encoder) + ROOMY_BYTES;
+        if device.has_hopper_kernels() && widths.is_none() && staging.is_none() && roomy {
+            loader.flush()?;
+            weights.widened = Some(Widened::new(loader.kernels(), &weights)?);
+        }
         let mut decoder = Self::new(device, weights, options)?;
         if let (Some(library), Some(widths)) = (library, widths) {
             let weights = &decoder.weights;
@@ -252,7 +274,7 @@ impl Decoder {
     fn new(device: &Arc<Device>, weights: DecoderWeights, options: &CudaOptions) -> Result<Self> {
         Ok(Self {
             options: options.clone(),
-            kernels: PassKernels::new(device, options.logits_int8)?,
+            kernels: PassKernels::new(device, options.logits_int8, weights.widened.is_some())?,
             scratch: Scratch::new(device, &weights.params.decoder)?,
             staging: None,
             n_sent: 0,
@@ -453,6 +475,7 @@ impl Decoder {
             phase_begin: 0,
             phase_end: 0,
             final_norm: self.weights.norm.address(),
+            tokens: self.weights.head.address(),
             head: self.weights.head.address(),
             head_int8: self.weights.int8_head.as_ref().map_or(0, Buffer::address),
             frequencies: self.weights.frequencies.address(),
@@ -476,6 +499,14 @@ impl Decoder {
         }
     }
 
+    /// The parameters with weights for the kernel of this index.
+    fn with_weights(&self, pass: &Pass, index: usize) -> Pass {
+        match &self.weights.widened {
+            Some(widened) if self.kernels.is_wide(index) => widened.replace(pass),
+            _ => *pass,
+        }
+    }
+
     fn launch(
         &mut self,
         device: &Device,
@@ -495,6 +526,7 @@ impl Decoder {
         }
         let run = |index: usize, phases: Range<usize>| {
             let n_each = if self.options.graphs { phases.len().max(1) } else { 1 };
+            let pass = self.with_weights(&pass, index);
             phases.step_by(n_each).try_for_each(|first| {
                 // SAFETY: the scratch memory holds MAX_ROWS rows of every width used here, the rows' addresses are those of
                 // open streams whose rings hold their positions, and matrices have the sizes that the parameters say.
@@ -560,6 +592,47 @@ impl Decoder {
     }
 }
 
+impl Widened {
+    /// From weights that are all on the GPU.
+    fn new(kernels: &Kernels, weights: &DecoderWeights) -> Result<Self> {
+        let (device, p) = (kernels.device(), &weights.params.decoder);
+        let widen = |from: Address, to: Address, tiles: Tiles| {
+            let wide = tiles.widened();
+            let a = WidenTiles { source: from, destination: to, n_pieces: tiles.n_pieces() as i32 };
+            let scales = [to + wide.scales_at() as u64, from + tiles.scales_at() as u64];
+            // SAFETY: both matrices have that shape.
+            unsafe {
+                kernels.widen_tiles(&a)?;
+                device.copy(scales[0], scales[1], tiles.n_scale_bytes())
+            }
+        };
+        let (tiles, head_tiles) = (layer_tiles(p), Tiles::e4m7(weights.params.vocab_size, p.dim));
+        let layout = LayerLayout::new(tiles.map(Tiles::widened));
+        let head = device.alloc(head_tiles.widened().n_bytes())?;
+        widen(weights.head.address(), head.address(), head_tiles)?;
+        let mut layers = Vec::with_capacity(p.n_layers);
+        for layer in &weights.layers {
+            let wide = device.alloc(layout.n_bytes)?;
+            let (from, to) = (weights.layout.offsets(), layout.offsets());
+            for ((from, to), tiles) in from.into_iter().zip(to).zip(tiles) {
+                widen(layer.address(None) + from as u64, wide.address() + to as u64, tiles)?;
+            }
+            layers.push(wide);
+        }
+        Ok(Self { layers, head, layout })
+    }
+
+    /// The parameters with these weights.
+    fn replace(&self, pass: &Pass) -> Pass {
+        let mut pass = Pass { head: self.head.address(), ..*pass };
+        for (to, layer) in pass.layers.iter_mut().zip(&self.layers) {
+            let [wqkv, wo, w13, w2] = self.layout.offsets().map(|offset| layer.address() + offset as u64);
+            *to = PassLayer { wqkv, wo, w13, w2, ..*to };
+        }
+        pass
+    }
+}
+
 impl Layer {
     /// Where the matrices are while the layer runs.
     fn address(&self, staging: Option<&Buffer>) -> Address {
@@ -578,15 +651,17 @@ impl Drop for Decoder {
     }
 }
 
+/// Bytes of the encoder's layers, which are loaded later.
+fn encoder_bytes(p: &TransformerParams) -> usize {
+    let per_layer = padded(p.dim) * (2 * padded(p.q_dim()) + 2 * padded(p.kv_dim()) + 3 * padded(p.hidden_dim));
+    2 * p.n_layers * per_layer
+}
+
 /// How many layers stay on the GPU: as many as `cache_bytes` say, or as fit beside the encoder, whose weights come later.
 fn n_resident(device: &Device, p: &Params, head: usize, layer: usize, cache_bytes: Option<u64>) -> Result<usize> {
     let room = match cache_bytes {
         Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(head),
-        None => {
-            let e = &p.encoder;
-            let per_layer = padded(e.dim) * (2 * padded(e.q_dim()) + 2 * padded(e.kv_dim()) + 3 * padded(e.hidden_dim));
-            device.memory()?.0.saturating_sub(2 * e.n_layers * per_layer + WORKING_BYTES)
-        }
+        None => device.memory()?.0.saturating_sub(encoder_bytes(&p.encoder) + WORKING_BYTES),
     };
     Ok((room / layer).min(p.decoder.n_layers))
 }

@@ -134,6 +134,14 @@ pub struct PackTiles {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+pub struct WidenTiles {
+    pub source: Address,
+    pub destination: Address,
+    pub n_pieces: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct QuantiseRows {
     pub source: Address,
     pub destination: Address,
@@ -164,6 +172,7 @@ pub struct Kernels {
     keep_keys: Kernel,
     pack: Kernel,
     pack_tiles: Kernel,
+    widen_tiles: Kernel,
     pack_rows: Kernel,
     quantise_rows: Kernel,
     widen: Kernel,
@@ -213,6 +222,7 @@ impl Kernels {
             conv_tails: device.kernel(ROWS, "conv_tails", 0)?,
             keep_keys: device.kernel(ROWS, "keep_keys", 0)?,
             pack_tiles: device.kernel(DECODER_PACK, "pack_tiles", 0)?,
+            widen_tiles: device.kernel(DECODER_PACK, "widen_tiles", 0)?,
             pack_rows: device.kernel(DECODER_STEPS, "pack_rows", 0)?,
             quantise_rows: device.kernel(DECODER_PACK, "quantise_rows", 0)?,
             pack: device.kernel(PACK, "pack", 0)?,
@@ -283,6 +293,12 @@ impl Kernels {
     /// As for [`gemm`](Self::gemm).
     pub unsafe fn pack_tiles(&self, a: &PackTiles) -> Result<()> {
         unsafe { self.device.launch(&self.pack_tiles, [(a.rows as u32).div_ceil(8), 1, 1], 256, 0, a) }
+    }
+
+    /// # Safety
+    /// As for [`gemm`](Self::gemm).
+    pub unsafe fn widen_tiles(&self, a: &WidenTiles) -> Result<()> {
+        unsafe { self.device.launch(&self.widen_tiles, [(a.n_pieces as u32).div_ceil(8), 1, 1], 256, 0, a) }
     }
 
     /// # Safety

@@ -29,6 +29,7 @@ const THREADS: u32 = 384;
 const PIECE_BYTES: u32 = 1536;
 const ROW_PIECE_BYTES: u32 = 128;
 const STAGE_BYTES: u32 = 8 * PIECE_BYTES;
+const WIDENED_PIECE_BYTES: u32 = 2048;
 /// Bytes of the barriers of wide kernels.
 const WIDE_BARRIER_BYTES: u32 = 512;
 const MAX_STAGES: u32 = 17;
@@ -118,6 +119,7 @@ pub struct Pass {
     pub phase_begin: i32,
     pub phase_end: i32,
     pub final_norm: Address,
+    pub tokens: Address,
     pub head: Address,
     pub head_int8: Address,
     pub frequencies: Address,
@@ -169,6 +171,7 @@ impl Phases {
 
 struct PassKernel {
     kernel: Kernel,
+    wide: bool,
     max_rows: usize,
     grid: u32,
     shared_bytes: u32,
@@ -185,7 +188,7 @@ impl PassKernel {
         let x_stages = variant.x_stages;
         // wide kernels count places for single tiles
         let (stage_bytes, least, most) = match variant.is_wide() {
-            true => (PIECE_BYTES, 2 * WIDE_TILES, u32::MAX),
+            true => (WIDENED_PIECE_BYTES, 2 * WIDE_TILES, u32::MAX),
             false => (STAGE_BYTES, IN_FLIGHT, MAX_STAGES),
         };
         let x_bytes = match variant.is_wide() {
@@ -214,7 +217,17 @@ impl PassKernel {
             return unsupported(format!("{} has too few multiprocessors", device.name));
         }
         let exchange_bytes = exchange_bytes(sum_bytes);
-        Ok(Self { kernel, max_rows: variant.max_rows, grid, shared_bytes, sum_bytes, exchange_bytes, stages, x_stages })
+        Ok(Self {
+            kernel,
+            wide: variant.is_wide(),
+            max_rows: variant.max_rows,
+            grid,
+            shared_bytes,
+            sum_bytes,
+            exchange_bytes,
+            stages,
+            x_stages,
+        })
     }
 }
 
@@ -254,9 +267,10 @@ pub fn check(p: &TransformerParams) -> Result<()> {
 }
 
 impl PassKernels {
-    /// With `int8_head` the output matrix is the one in 8 bits.
-    pub fn new(device: &Arc<Device>, int8_head: bool) -> Result<Self> {
-        let has = |variant: &&Variant| !variant.hopper || device.has_hopper_kernels();
+    /// With `int8_head` the output matrix is the one in 8 bits. Wide kernels need widened weights.
+    pub fn new(device: &Arc<Device>, int8_head: bool, widened: bool) -> Result<Self> {
+        let has =
+            |variant: &&Variant| (!variant.hopper || device.has_hopper_kernels()) && (!variant.is_wide() || widened);
         let kernels = VARIANTS.iter().filter(has).map(|variant| PassKernel::new(device, variant, int8_head));
         Ok(Self { device: device.clone(), kernels: kernels.collect::<Result<_>>()? })
     }
@@ -269,6 +283,11 @@ impl PassKernels {
     /// Which kernel takes so many rows.
     pub fn index(&self, n_rows: usize) -> usize {
         self.kernels.iter().position(|k| n_rows <= k.max_rows).expect("at most MAX_ROWS")
+    }
+
+    /// Whether the kernel of this index reads widened weights.
+    pub fn is_wide(&self, index: usize) -> bool {
+        self.kernels[index].wide
     }
 
     /// Runs phases of a pass with the kernel of this index.

@@ -64,13 +64,27 @@ impl Tiles {
         Self { bits: 8, ..Self::e4m7(n, k) }
     }
 
+    /// Numbers of 12 bits as F16.
+    pub fn widened(self) -> Self {
+        Self { bits: 16, ..self }
+    }
+
+    /// Pieces of 16 rows by 64 columns.
+    pub fn n_pieces(self) -> usize {
+        self.n * self.k / (16 * 64)
+    }
+
+    pub fn n_scale_bytes(self) -> usize {
+        self.n * size_of::<f32>()
+    }
+
     /// Where the scales begin.
     pub fn scales_at(self) -> usize {
         self.n * self.k * self.bits / 8
     }
 
     pub fn n_bytes(self) -> usize {
-        self.scales_at() + self.n * size_of::<f32>()
+        self.scales_at() + self.n_scale_bytes()
     }
 }
 
@@ -155,6 +169,10 @@ impl<'a> Loader<'a> {
             registered: None,
             n_bytes: 0,
         })
+    }
+
+    pub fn kernels(&self) -> &'a Kernels {
+        self.kernels
     }
 
     /// Page-locks the first `n_bytes` of the mapped file, so that they need no staging; where that is refused they have it.

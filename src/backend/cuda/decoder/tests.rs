@@ -255,7 +255,7 @@ fn check_phases(b: &Bench<'_>, input: &Input, index: usize, what: &str) -> Vec<u
     let phases = Phases { n_layers: N_LAYERS };
     let run = |phases: Range<usize>| {
         // SAFETY: the scratch memory holds every row, and rings and matrices have the sizes that the parameters say.
-        unsafe { b.decoder.kernels.launch(index, &pass, phases).unwrap() }
+        unsafe { b.decoder.kernels.launch(index, &b.decoder.with_weights(&pass, index), phases).unwrap() }
     };
     // what a phase leaves out shows as not a number
     for buffer in [&scratch.query, &scratch.rope, &scratch.partial, &scratch.partial_stats, &scratch.best] {
@@ -394,7 +394,7 @@ fn check_phases(b: &Bench<'_>, input: &Input, index: usize, what: &str) -> Vec<u
     b.overwrite(&scratch.best, 0u64);
     b.overwrite(b.decoder.logits.as_ref().unwrap(), f32::NAN);
     // SAFETY: as above.
-    unsafe { b.int8_kernels.launch(index, &pass, phases.head()).unwrap() };
+    unsafe { b.int8_kernels.launch(index, &b.decoder.with_weights(&pass, index), phases.head()).unwrap() };
     check_head(&format!("{what}, 8 bits"), &expected);
 
     // all in one launch, over the same rings
@@ -418,8 +418,11 @@ fn logits_alone(b: &Bench<'_>, input: &Input, span: usize) -> Vec<u32> {
     write_table(b.device(), &b.decoder.scratch, &rows, &groups, n_wanted as usize);
     let head = Phases { n_layers: N_LAYERS }.head();
     // SAFETY: as in `check_phases`.
-    unsafe { b.decoder.kernels.launch(b.decoder.kernels.index(rows.len()), &b.decoder.parameters(true), 0..head.end) }
-        .unwrap();
+    unsafe {
+        let index = b.decoder.kernels.index(rows.len());
+        let pass = b.decoder.with_weights(&b.decoder.parameters(true), index);
+        b.decoder.kernels.launch(index, &pass, 0..head.end).unwrap();
+    }
     let logits = b.decoder.logits.as_ref().unwrap().address();
     b.floats(logits, n_wanted as usize * b.decoder.weights.params.vocab_size).into_iter().map(f32::to_bits).collect()
 }
@@ -445,7 +448,7 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
     let embeddings = Tensor::from_values(&[vocab_size, dim], &random.spread(vocab_size * dim, (-5.0, -2.0)));
     let norm = Tensor::from_values(&[dim], &random.spread(dim, (-1.0, 1.0)));
 
-    let layout = LayerLayout::new(&p);
+    let layout = LayerLayout::new(layer_tiles(&p));
     let mut loader = Loader::new(&kernels).unwrap();
     let [wide, narrow] = [Tiles::e4m7(vocab_size, dim), Tiles::int8(vocab_size, dim)];
     let [head, int8_head] = [wide, narrow].map(|tiles| device.alloc_zeros(tiles.n_bytes()).unwrap());
@@ -460,7 +463,7 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
             matrices: Place::Device(matrices),
         }
     };
-    let weights = DecoderWeights {
+    let mut weights = DecoderWeights {
         params: Params { encoder: p, decoder: p, vocab_size, ada_dim: 8, n_mels: 8, log_mel_max: 1.5 },
         layers: layers.iter().map(load).collect(),
         head,
@@ -468,14 +471,16 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
         norm: loader.vector(&norm).unwrap(),
         frequencies: super::super::frequencies(device, &p).unwrap(),
         layout,
+        widened: None,
     };
+    loader.flush().unwrap();
+    weights.widened = Some(Widened::new(&kernels, &weights).unwrap());
     let mut decoder = Decoder::new(device, weights, &CudaOptions::default()).unwrap();
     decoder.reserve_logits(device).unwrap();
-    loader.flush().unwrap();
     let b = Bench {
         kernels: &kernels,
         decoder,
-        int8_kernels: PassKernels::new(device, true).unwrap(),
+        int8_kernels: PassKernels::new(device, true, true).unwrap(),
         layers: &layers,
         embeddings: &embeddings,
         norm: &norm,
@@ -568,7 +573,7 @@ fn times_of_full_size_passes() {
         buffer
     };
     let vector = || put(device, &vec![1f32; p.dim]);
-    let layout = LayerLayout::new(&p);
+    let layout = LayerLayout::new(layer_tiles(&p));
     let layer =
         |_| Layer { attention_norm: vector(), ffn_norm: vector(), matrices: Place::Device(filled(layout.n_bytes)) };
     let [wqkv, wo, w13, w2] = layer_tiles(&p);
@@ -587,7 +592,7 @@ fn times_of_full_size_passes() {
     }
     scale(head.address(), wide, 1.0);
     scale(int8_head.address(), narrow, 1e-4);
-    let weights = DecoderWeights {
+    let mut weights = DecoderWeights {
         params: Params { encoder: p, decoder: p, vocab_size, ada_dim: 8, n_mels: 8, log_mel_max: 1.5 },
         layers,
         head,
@@ -595,9 +600,11 @@ fn times_of_full_size_passes() {
         norm: vector(),
         frequencies: super::super::frequencies(device, &p).unwrap(),
         layout,
+        widened: None,
     };
+    weights.widened = Some(Widened::new(&kernels, &weights).unwrap());
     let decoder = Decoder::new(device, weights, &CudaOptions::default()).unwrap();
-    let int8_kernels = PassKernels::new(device, true).unwrap();
+    let int8_kernels = PassKernels::new(device, true, true).unwrap();
     let pass = decoder.parameters(false);
     let n_phases = Phases { n_layers: p.n_layers }.head().end;
     let ffn_scale = put(device, &vec![1f32; p.n_layers * p.dim]);
@@ -630,7 +637,7 @@ fn times_of_full_size_passes() {
             let start = std::time::Instant::now();
             // SAFETY: the scratch memory holds every row, and rings and matrices have the sizes that the parameters say.
             unsafe {
-                kernels.launch(index, &pass, 0..n_phases).unwrap();
+                kernels.launch(index, &decoder.with_weights(&pass, index), 0..n_phases).unwrap();
                 device.download(bytes_of_mut(&mut best), decoder.scratch.best.address()).unwrap();
             }
             start.elapsed().as_secs_f64() * 1e3
