@@ -336,18 +336,18 @@ fn tiles_have_every_number_in_its_place() {
             if half < 0 { row_offset + n } else { n / 8 * 16 + half as usize * 8 + n % 8 }
         };
         let filled: HashMap<usize, usize> = (0..rows).map(|row| (place(row), row)).collect();
-        for n in 0..64 {
+        for (n, &got_scale) in got_scales.iter().enumerate() {
             let Some(&row) = filled.get(&n) else {
-                assert!((0..k).all(|i| in_tiles(&got, n, i, k) == 0) && got_scales[n] == 0.0, "{what}: wrote row {n}");
+                assert!((0..k).all(|i| in_tiles(&got, n, i, k) == 0) && got_scale == 0.0, "{what}: wrote row {n}");
                 continue;
             };
             if row == 2 {
-                assert!(got_scales[n].is_nan(), "{what}: a row that is not finite, its scale is");
+                assert!(got_scale.is_nan(), "{what}: a row that is not finite, its scale is");
                 continue;
             }
             let row = &values[row * columns..][..columns];
             let scale = if n == place(4) { f32::MIN_POSITIVE } else { e4m7_scale(row) };
-            assert_eq!(got_scales[n], scale, "{what}: scale of row {n}");
+            assert_eq!(got_scale, scale, "{what}: scale of row {n}");
             let read = |i: usize| half::f16::from_bits(in_tiles(&got, n, i, k)).to_f32() * scale;
             let expected = if n == place(4) { row.to_vec() } else { e4m7_of(row) };
             for i in 0..k {
