@@ -252,8 +252,10 @@ impl Decoder {
             layout,
             widened: None,
         };
-        let widened_bytes = (head_bytes + d.n_layers * layout.n_bytes) / 3 * 4;
-        let roomy = device.memory()?.0 >= widened_bytes + encoder_bytes(&p.encoder) + ROOMY_BYTES;
+        let bytes = head_bytes + d.n_layers * layout.n_bytes;
+        let widened_bytes = bytes / 3 * 4;
+        let allowed = options.weight_cache_bytes.is_none_or(|most| (bytes + widened_bytes) as u64 <= most);
+        let roomy = allowed && device.memory()?.0 >= widened_bytes + encoder_bytes(&p.encoder) + ROOMY_BYTES;
         if device.has_hopper_kernels() && widths.is_none() && staging.is_none() && roomy {
             loader.flush()?;
             weights.widened = Some(Widened::new(loader.kernels(), &weights)?);

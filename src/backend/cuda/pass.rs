@@ -28,12 +28,14 @@ const THREADS: u32 = 384;
 /// 64 k of a tile of weights, and of a row.
 const PIECE_BYTES: u32 = 1536;
 const ROW_PIECE_BYTES: u32 = 128;
+/// A piece for each warp.
 const STAGE_BYTES: u32 = 8 * PIECE_BYTES;
+/// A piece as wide kernels want it, in F16.
 const WIDENED_PIECE_BYTES: u32 = 2048;
 /// Bytes of the barriers of wide kernels.
 const WIDE_BARRIER_BYTES: u32 = 512;
 const MAX_STAGES: u32 = 17;
-/// Stages that are asked for at once; a ring has as many, or the kernel would lose count of those that have landed.
+/// Stages that are asked for at once, at most; a ring has as many, or the kernel would lose count of those that have landed.
 const IN_FLIGHT: u32 = 3;
 const SHARED_BYTES: u32 = 5120;
 /// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
