@@ -8,9 +8,9 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
-// Weights, activations between products, keys and values are F16: its 11 bits keep every BF16 weight from 2^-14 up exactly
-// (smaller ones to 2^-25), and round activations eight times finer than BF16 would. What might leave its range is
-// clamped to it. The residual stream is F32.
+// The encoder's weights (e4m7.cuh has the decoder's), activations between products, keys and values are F16: its 11 bits keep
+// every BF16 weight from 2^-14 up exactly (smaller ones to 2^-25), and round activations eight times finer than BF16 would. What
+// might leave its range is clamped to it. The residual stream is F32.
 using real16 = __half;
 constexpr float REAL16_MAX = 65504.0f;
 

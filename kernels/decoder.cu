@@ -26,6 +26,7 @@
 //                  a row's scale multiplies its sums. wqkv: rows of wq, wk, wv one after the other. w13: tile j holds rows
 //                  8j .. 8j+7 of w1, then those of w3. The head is the token embedding table in the same layout, which is
 //                  also where embeddings are taken from. In 8 bits it is as `quantise_rows` in decoder_pack.cu leaves it.
+//                  Wide kernels read all but the embeddings as F16, see `widen_tiles` there.
 //     activations  F16, [K / 32][MAX_ROWS][32]
 
 #include <type_traits>
@@ -141,6 +142,7 @@ __device__ __forceinline__ float4 scaled(float4 a, float factor) {
     return make_float4(__fmul_rn(a.x, factor), __fmul_rn(a.y, factor), __fmul_rn(a.z, factor), __fmul_rn(a.w, factor));
 }
 
+// A number that is known to the compiler, as an argument.
 template <int I>
 using Index = std::integral_constant<int, I>;
 

@@ -54,7 +54,7 @@ struct WidenTiles {
     int n_pieces;
 };
 
-// Grid * block / 32 >= n_pieces: a warp a piece.
+// The same numbers as F16; scales are copied apart. Grid * block / 32 >= n_pieces: a warp a piece.
 extern "C" __global__ void __launch_bounds__(256) widen_tiles(const __grid_constant__ WidenTiles p) {
     wait_for_previous();
     const int lane = threadIdx.x % 32, piece = blockIdx.x * 8 + threadIdx.x / 32;
