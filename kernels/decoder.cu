@@ -146,23 +146,24 @@ __device__ __forceinline__ float4 scaled(float4 a, float factor) {
 template <int I>
 using Index = std::integral_constant<int, I>;
 
-// How threads are dealt to (tile, row) of a round's sums: rows padded to a number that is easy to divide by.
+// How threads are dealt to (tile, row) of a round's sums: rows padded to all that the kernel takes, or, of eight, to a power of
+// two.
 template <int NT>
 struct RowPlaces {
-    int padded, shift;
+    int shift, padded;
     __device__ __forceinline__ explicit RowPlaces(int rows) {
-        shift = NT == 1 ? 32 - __clz(max(rows, 2) - 1) : NT == 2 ? 4 : NT == 4 ? 5 : NT == 16 ? 7 : 6;
-        padded = NT == 5 ? 40 : 1 << shift;
+        shift = 32 - __clz(max(rows, 2) - 1);
+        padded = NT == 1 ? 1 << shift : NT * 8;
     }
     __device__ __forceinline__ void split(int i, int& row, int& tile) const {
-        tile = NT == 5 ? i / 40 : i >> shift;
-        row = NT == 5 ? i - tile * 40 : i & (padded - 1);
+        tile = NT == 1 ? i >> shift : static_cast<uint32_t>(i) / (NT * 8);
+        row = NT == 1 ? i & (padded - 1) : static_cast<uint32_t>(i) % (NT * 8);
     }
 };
 
 // NT: tiles of 8 rows (the pass has at most 8 * NT rows). TG: tiles of 16 weight rows that a warp carries at once; with
 // TG = 1 a warp keeps its whole part of x in registers and goes through its tiles one by one, otherwise it reads x once for
-// every TG tiles, a piece ahead of its use. WIDE: for many rows, see decoder_wide.cuh; the block carries TG tiles then.
+// every TG tiles. WIDE: for many rows, see decoder_wide.cuh; the block carries TG tiles then.
 //
 // Grid: one block per multiprocessor, all resident. Block: BLOCK. Dynamic shared memory, 128-byte aligned: SHARED_BYTES +
 // sum_bytes + exchange_bytes (0 below sm_90, where there are no clusters) + stages of the ring.
@@ -493,8 +494,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         // the phase's products, with weights of 16 bits or 8
         auto multiply = [&](auto int8) {
             constexpr bool INT8 = decltype(int8)::value;
-            // Weights of a stage are read while the matrix unit works on those of the stage before. A warp that has no piece of
-            // a stage multiplies what lies there, which is finite whatever it is, with zeros.
+            // A warp that has no piece of a stage multiplies what lies there, which is finite whatever it is, with zeros.
             if constexpr (WIDE) {
 #if BULK_COPY
                 using Plan = WidePlan<NT, TG>;
@@ -530,6 +530,8 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 }
 #endif
             } else if constexpr (TG == 1) {
+                // Weights of a stage are read while the matrix unit works on those of the stage before.
+                //
                 // x of the last `n` of STEPS steps, and then those steps: what comes before is jumped over
                 uint4 b[STEPS][NT][2];
                 auto load_steps = [&](int first, int n) {
@@ -601,36 +603,34 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                     finish(begin, tiles);
                 }
             } else {
+                // x of the next step comes while this one's is multiplied with, where there are registers for both
+                constexpr bool AHEAD = NT <= (TRADE_REGISTERS ? 4 : 2);
                 uint4 b[NT][2];
                 load_x(b, 0);
                 // where there are registers for that, nobody waits for scales before the products
-                constexpr bool LATE = TRADE_REGISTERS && NT <= 4;
+                constexpr bool LATE = TRADE_REGISTERS && NT <= 2;
                 if (normed && (!LATE || share.count == 0)) {
                     scale_rows();
                 } else if (normed) {
                     squares.load(p, norm, rows, warp, lane);
                 }
                 Packed<INT8> packed;
-                int left = share.count * steps;  // stages
-                int held = left > 0 ? ring.take(p, warp, lane, packed) : 0;
                 for (int group = 0; group < share.count; group += TG) {
                     const int group_tiles = min(TG, share.count - group);
                     float acc[TG][NT][4];
 #pragma unroll
                     for (int i = 0; i < TG; i++) clear(acc[i]);
                     for (int i = 0; i < steps; i++) {
-                        [[maybe_unused]] uint4 ahead[NT > 4 ? 1 : NT][2];
-                        if constexpr (NT > 4) {
-                            load_x(b, i);
-                        } else {
+                        [[maybe_unused]] uint4 ahead[AHEAD ? NT : 1][2];
+                        if constexpr (AHEAD) {
                             load_x(ahead, i + 1 < steps ? i + 1 : 0);
+                        } else {
+                            load_x(b, i);
                         }
 #pragma unroll
                         for (int tile = 0; tile < TG; tile++) {
                             if (tile >= group_tiles) continue;
-                            Packed<INT8> coming;
-                            int next = 0;
-                            if (--left > 0) next = ring.take(p, warp, lane, coming);
+                            const int held = ring.take(p, warp, lane, packed);
 #pragma unroll
                             for (int half = 0; half < 2; half++) {
                                 uint4 w[2];
@@ -639,9 +639,8 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                                 for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w, b[j][half]);
                             }
                             Ring::release(held, lane);
-                            held = next, packed = coming;
                         }
-                        if constexpr (NT <= 4) {
+                        if constexpr (AHEAD) {
 #pragma unroll
                             for (int j = 0; j < NT; j++) b[j][0] = ahead[j][0], b[j][1] = ahead[j][1];
                         }
@@ -696,21 +695,20 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         decoder_pass<NT, TG, true, WIDE>(p);                                   \
     }
 
-// Up to 8, 16, 32, 40 and 64 rows, wide ones up to 64 and 128, each with a head of 16 bits and of 8. x is read again for every TG
-// tiles; most blocks of a Hopper GPU have three of qkv, wo and w2 (of a hidden size of 3072), and registers that more of w13 would
-// take are better used for what is loaded ahead. Wide kernels read x once for their TG tiles. The one for up to 8
-// rows keeps x in registers, of which a thread has too few without a trade: there the kernel for up to 16 rows is faster.
+// Up to 8, 16, 32, 48, 64 and 128 rows, each with a head of 16 bits and of 8. x is read again for every TG tiles; most blocks of a
+// Hopper GPU have three of qkv, wo and w2 (of a hidden size of 3072). More would need registers that are not there: what a kernel
+// keeps in local memory costs more than reading x again. The wide kernel reads x once for its TG tiles. The one for up to 8 rows
+// keeps x in registers, of which a thread has too few without a trade: there the kernel for up to 16 rows is faster.
 #if TRADE_REGISTERS
 DECODER_PASS(1, 1, 1, false)
 DECODER_PASS(2, 2, 3, false)
 DECODER_PASS(4, 4, 3, false)
-DECODER_PASS(5, 5, 4, false)
+DECODER_PASS(6, 6, 3, false)
 DECODER_PASS(8, 8, 2, false)
-DECODER_PASS(wide_8, 8, 12, true)
-DECODER_PASS(wide_16, 16, 10, true)
+DECODER_PASS(wide, 16, 10, true)
 #else
-DECODER_PASS(2, 2, 5, false)
+DECODER_PASS(2, 2, 3, false)
 DECODER_PASS(4, 4, 3, false)
-DECODER_PASS(5, 5, 3, false)
+DECODER_PASS(6, 6, 2, false)
 DECODER_PASS(8, 8, 2, false)
 #endif

@@ -32,7 +32,7 @@ constexpr int MAX_STAGES = 17;
 // multiply between them. Behind all that the ring has room for, everybody else's loads, stores and atomics would queue, for
 // microseconds at every barrier. A ring has no fewer stages.
 template <int NT>
-constexpr int IN_FLIGHT = NT < 4 ? 3 : 2;
+constexpr int IN_FLIGHT = NT <= 4 ? 3 : 2;
 constexpr int SHARED_BYTES = 5120;        // for `Shared`
 constexpr int NO_ROW = 255;
 

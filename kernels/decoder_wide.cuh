@@ -12,7 +12,7 @@
 // How the eight warps are laid over TILES tiles of weights and 8 * NT rows.
 template <int NT, int TILES>
 struct WidePlan {
-    static constexpr int ROW_WARPS = NT < 16 ? 2 : 4, TILE_WARPS = WARPS / ROW_WARPS;
+    static constexpr int ROW_WARPS = 4, TILE_WARPS = WARPS / ROW_WARPS;
     static constexpr int NW = NT / ROW_WARPS;                         // tiles of 8 rows of a warp
     static constexpr int TW = (TILES + TILE_WARPS - 1) / TILE_WARPS;  // tiles of weights of a warp
     static constexpr int HALF_BYTES = NT * 8 * 64;                    // 32 k of x

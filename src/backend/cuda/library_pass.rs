@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::Tracer;
 use super::cublaslt::{Library, Product, Shape};
-use super::decoder::LayerLayout;
+use super::decoder::weights::LayerLayout;
 use super::device::{Address, Buffer, Device, Graph, Kernel};
 use super::launch::DECODER_STEPS;
 use super::pass::{MAX_ROWS, Pass, PassKernels, Phases};

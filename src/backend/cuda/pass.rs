@@ -51,29 +51,30 @@ struct Variant {
     max_rows: usize,
     /// For sums that wait to be added, at least.
     sum_bytes: u32,
-    /// Pieces of x under way in wide kernels (`kernels/decoder_wide.cuh`); 0 in the others.
+    /// Pieces of x under way in the wide kernel (`kernels/decoder_wide.cuh`); 0 in the others.
     x_stages: u32,
     /// Whether only Hopper has it.
     hopper: bool,
 }
 
-const VARIANTS: [Variant; 7] = [
+const VARIANTS: [Variant; 6] = [
     Variant { hopper: true, ..Variant::narrow(["decoder_pass_1", "decoder_pass_int8_1"], 8, 12 << 10) },
     Variant::narrow(["decoder_pass_2", "decoder_pass_int8_2"], 16, 24 << 10),
     Variant::narrow(["decoder_pass_4", "decoder_pass_int8_4"], 32, 32 << 10),
-    Variant::narrow(["decoder_pass_5", "decoder_pass_int8_5"], 40, 32 << 10),
-    Variant::wide(["decoder_pass_wide_8", "decoder_pass_int8_wide_8"], 64, 8),
+    Variant::narrow(["decoder_pass_6", "decoder_pass_int8_6"], 48, 32 << 10),
     Variant::narrow(["decoder_pass_8", "decoder_pass_int8_8"], 64, 32 << 10),
-    Variant::wide(["decoder_pass_wide_16", "decoder_pass_int8_wide_16"], 128, 7),
+    Variant {
+        names: ["decoder_pass_wide", "decoder_pass_int8_wide"],
+        max_rows: 128,
+        sum_bytes: 16 << 10,
+        x_stages: 7,
+        hopper: true,
+    },
 ];
 
 impl Variant {
     const fn narrow(names: [&'static str; 2], max_rows: usize, sum_bytes: u32) -> Self {
         Self { names, max_rows, sum_bytes, x_stages: 0, hopper: false }
-    }
-
-    const fn wide(names: [&'static str; 2], max_rows: usize, x_stages: u32) -> Self {
-        Self { names, max_rows, sum_bytes: 16 << 10, x_stages, hopper: true }
     }
 
     fn is_wide(&self) -> bool {

@@ -3,14 +3,18 @@
 
 use std::collections::HashSet;
 
+use super::super::device::Address;
 use super::super::pass::CHUNK;
 use super::super::test_data::{Random, assert_rows, device, e4m7_of, f16_of, put};
+use super::super::weights::Tiles;
+use super::weights::{LayerLayout, Widened, layer_tiles};
 use super::*;
 use crate::backend::cpu::attention::{KvRing, Rows, attend};
 use crate::backend::cpu::elementwise::{Rope, rms_norm, rotate, swiglu};
 use crate::backend::cpu::matmul::{Product, multiply};
 use crate::backend::cpu::simd::Isa;
-use crate::model::weights::{AttentionWeights, FeedForwardWeights, Tensor};
+use crate::model::params::Params;
+use crate::model::weights::{AttentionWeights, FeedForwardWeights, LayerWeights, Tensor};
 
 const N_LAYERS: usize = 2;
 
@@ -516,7 +520,8 @@ fn every_phase_is_what_the_cpu_computes_at_odd_widths() {
             &[(127, 9)],
             &[(250, 5), (700, 12)],
             &[(0, 33)],
-            &[(100, 8), (9, 32)],
+            &[(100, 8), (9, 40)],
+            &[(250, 49)],
             &[(511, 20), (0, 20), (3, 23)],
             &[(1023, 64)],
             &[(1000, 65)],
@@ -655,12 +660,12 @@ fn times_of_full_size_passes() {
         time(&format!("step at {position} positions, head in 8 bits"), &[(position, 1)], &int8_kernels);
     }
     let kernels = &decoder.kernels;
-    for n in [2, 4, 8, 9, 16, 32, 40, 64, 96, 128].into_iter().filter(|&n| n <= kernels.max_rows()) {
+    for n in [2, 4, 8, 9, 16, 32, 40, 48, 64, 96, 128].into_iter().filter(|&n| n <= kernels.max_rows()) {
         for index in kernels.index(n)..=kernels.index(kernels.max_rows()) {
             time_with(&format!("{n} rows of one stream, kernel {index}"), &[(64, n)], kernels, index);
         }
     }
-    for n in [8, 32, 64, 96].into_iter().filter(|&n| n <= kernels.max_rows()) {
+    for n in [8, 32, 48, 64, 96].into_iter().filter(|&n| n <= kernels.max_rows()) {
         time(&format!("{n} streams"), &vec![(64, 1); n], &decoder.kernels);
         time(&format!("{n} streams, head in 8 bits"), &vec![(64, 1); n], &int8_kernels);
     }
