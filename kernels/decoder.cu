@@ -606,7 +606,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 // x of the next step comes while this one's is multiplied with, where there are registers for both
                 constexpr bool AHEAD = NT <= (TRADE_REGISTERS ? 4 : 2);
                 uint4 b[NT][2];
-                load_x(b, 0);
+                if (AHEAD) load_x(b, 0);
                 // where there are registers for that, nobody waits for scales before the products
                 constexpr bool LATE = TRADE_REGISTERS && NT <= 2;
                 if (normed && (!LATE || share.count == 0)) {
