@@ -31,8 +31,6 @@ pub struct Decoder {
     options: CudaOptions,
     kernels: PassKernels,
     scratch: Scratch,
-    /// Where the matrices of layers that stay on the host go for a pass.
-    staging: Option<Buffer>,
     /// Layers sent to the GPU in passes so far.
     n_sent: u64,
     /// What runs passes if their products are a library's; matrices are in its order then.
@@ -107,26 +105,24 @@ impl Decoder {
                 .ok(),
         };
         let widths = library.as_ref().map(|_| Widths::new(&p));
-        let (weights, staging) = DecoderWeights::load(loader, device, weights, options, widths.as_ref())?;
+        let weights = DecoderWeights::load(loader, device, weights, options, widths.as_ref())?;
         let mut decoder = Self::new(device, weights, options)?;
         if let (Some(library), Some(widths)) = (library, widths) {
             let weights = &decoder.weights;
-            let addresses: Vec<_> = weights.layers.iter().map(|layer| layer.address(None)).collect();
+            let addresses: Vec<_> = weights.layers.iter().map(|layer| weights.address(layer)).collect();
             let (head, residual) = (weights.head.address(), decoder.scratch.residual.address());
             let passes = LibraryPasses::new(device, library, widths, &addresses, head, residual, options.graphs)?;
             decoder.library = Some(passes);
         }
-        decoder.staging = staging;
         Ok(decoder)
     }
 
-    /// With all layers on the device, and with this program's products.
+    /// With this program's products.
     fn new(device: &Arc<Device>, weights: DecoderWeights, options: &CudaOptions) -> Result<Self> {
         Ok(Self {
             options: options.clone(),
             kernels: PassKernels::new(device, options.logits_int8, weights.widened.is_some())?,
             scratch: Scratch::new(device, &weights.params.decoder)?,
-            staging: None,
             n_sent: 0,
             library: None,
             logits: None,
@@ -295,7 +291,7 @@ impl Decoder {
         let input = s.input.address();
         let mut layers = [PassLayer::default(); MAX_LAYERS];
         for (to, layer) in layers.iter_mut().zip(&self.weights.layers) {
-            let at = |offset: usize| layer.address(self.staging.as_ref()) + offset as u64;
+            let at = |offset: usize| self.weights.address(layer) + offset as u64;
             *to = PassLayer {
                 wqkv: at(0),
                 wo: at(layout.wo),
@@ -382,7 +378,7 @@ impl Decoder {
                 unsafe { self.kernels.launch(index, &pass, first..first + n_each) }
             })
         };
-        if self.staging.is_none() && !trace.is_on() {
+        if self.weights.staging.is_none() && !trace.is_on() {
             // few rows of the head, after many of the layers, are for the smaller kernel
             let last = if n_wanted > 0 { phases.head().end } else { phases.head().start };
             let first = if head_index == index { last } else { phases.head().start };
@@ -391,7 +387,7 @@ impl Decoder {
         }
         run(index, phases.embed())?;
         for (i, layer) in self.weights.layers.iter().enumerate() {
-            if let (Place::Host(matrices), Some(staging)) = (&layer.matrices, &self.staging) {
+            if let (Place::Host(matrices), Some(staging)) = (&layer.matrices, &self.weights.staging) {
                 // SAFETY: both have a layer's size. The host's is never written to again, and the copy waits for the layer
                 // before, as all work on the GPU's stream does.
                 unsafe { device.upload(staging.address(), matrices.as_slice())? };

@@ -30,9 +30,9 @@ const PIECE_BYTES: u32 = 1536;
 const ROW_PIECE_BYTES: u32 = 128;
 /// A piece for each warp.
 const STAGE_BYTES: u32 = 8 * PIECE_BYTES;
-/// A piece as wide kernels want it, in F16.
+/// A piece as the wide kernel wants it, in F16.
 const WIDENED_PIECE_BYTES: u32 = 2048;
-/// Bytes of the barriers of wide kernels.
+/// Bytes of the barriers of the wide kernel.
 const WIDE_BARRIER_BYTES: u32 = 512;
 const MAX_STAGES: u32 = 17;
 /// Stages that are asked for at once, at most; a ring has as many, or the kernel would lose count of those that have landed.
@@ -41,8 +41,8 @@ const SHARED_BYTES: u32 = 5120;
 /// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
 const ROOMY_SUM_BYTES: u32 = 48 << 10;
 const ROOMY_STAGES: u32 = 8;
-/// Tiles of a stage of weights in wide kernels, at most.
-const WIDE_TILES: u32 = 12;
+/// Tiles of a stage of weights in the wide kernel, at most.
+const WIDE_TILES: u32 = 10;
 
 /// A pass's kernel in `kernels/decoder.cu`.
 struct Variant {
@@ -189,7 +189,7 @@ impl PassKernel {
         let kernel = device.kernel(DECODER, variant.names[usize::from(int8_head)], 0)?;
         let clusters = kernel.cluster_width()? > 1;
         let x_stages = variant.x_stages;
-        // wide kernels count places for single tiles
+        // the wide kernel counts places for single tiles
         let (stage_bytes, least, most) = match variant.is_wide() {
             true => (WIDENED_PIECE_BYTES, 2 * WIDE_TILES, u32::MAX),
             false => (STAGE_BYTES, IN_FLIGHT, MAX_STAGES),

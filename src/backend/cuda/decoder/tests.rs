@@ -470,6 +470,7 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
     let mut weights = DecoderWeights {
         params: Params { encoder: p, decoder: p, vocab_size, ada_dim: 8, n_mels: 8, log_mel_max: 1.5 },
         layers: layers.iter().map(load).collect(),
+        staging: None,
         head,
         int8_head: Some(int8_head),
         norm: loader.vector(&norm).unwrap(),
@@ -592,14 +593,10 @@ fn times_of_full_size_passes() {
         unsafe { device.upload(matrix + tiles.scales_at() as u64, bytes_of(&scales)).unwrap() };
         device.finish().unwrap();
     };
-    for (layer, (at, tiles)) in layers.iter().flat_map(|layer| in_layer.map(|matrix| (layer, matrix))) {
-        scale(layer.address(None) + at as u64, tiles, 1.0);
-    }
-    scale(head.address(), wide, 1.0);
-    scale(int8_head.address(), narrow, 1e-4);
     let mut weights = DecoderWeights {
         params: Params { encoder: p, decoder: p, vocab_size, ada_dim: 8, n_mels: 8, log_mel_max: 1.5 },
         layers,
+        staging: None,
         head,
         int8_head: Some(int8_head),
         norm: vector(),
@@ -607,6 +604,11 @@ fn times_of_full_size_passes() {
         layout,
         widened: None,
     };
+    for (layer, (at, tiles)) in weights.layers.iter().flat_map(|layer| in_layer.map(|matrix| (layer, matrix))) {
+        scale(weights.address(layer) + at as u64, tiles, 1.0);
+    }
+    scale(weights.head.address(), wide, 1.0);
+    scale(weights.int8_head.as_ref().unwrap().address(), narrow, 1e-4);
     weights.widened = Some(Widened::new(&kernels, &weights).unwrap());
     let decoder = Decoder::new(device, weights, &CudaOptions::default()).unwrap();
     let int8_kernels = PassKernels::new(device, true, true).unwrap();

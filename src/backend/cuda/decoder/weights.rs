@@ -23,6 +23,8 @@ const ROOMY_BYTES: usize = 24 << 30;
 pub struct DecoderWeights {
     pub params: Params,
     pub layers: Vec<Layer>,
+    /// Where the matrices of layers that stay on the host go for a pass.
+    pub staging: Option<Buffer>,
     /// Token embeddings and output matrix.
     pub head: Buffer,
     /// The output matrix in 8 bits, if that is what is multiplied with.
@@ -105,15 +107,14 @@ impl LayerLayout {
 }
 
 impl DecoderWeights {
-    /// The weights and, if some layers stay on the host, the buffer that they take turns in. With `widths` matrices are in the order
-    /// of a library that multiplies with them.
+    /// With `widths`, matrices are in the order of a library that multiplies with them.
     pub fn load<'a>(
         loader: &mut Loader<'a>,
         device: &Arc<Device>,
         weights: &'a Weights,
         options: &CudaOptions,
         widths: Option<&Widths>,
-    ) -> Result<(Self, Option<Buffer>)> {
+    ) -> Result<Self> {
         let p = weights.params;
         let d = p.decoder;
         let head = match widths {
@@ -171,6 +172,7 @@ impl DecoderWeights {
         let mut loaded = Self {
             params: p,
             layers,
+            staging,
             head,
             int8_head,
             norm: loader.vector(&weights.norm)?,
@@ -178,15 +180,14 @@ impl DecoderWeights {
             layout,
             widened: None,
         };
-        let bytes = head_bytes + d.n_layers * layout.n_bytes;
-        let widened_bytes = bytes / 3 * 4;
+        let (bytes, widened_bytes) = (head_bytes + d.n_layers * layout.n_bytes, Widened::n_bytes(&p));
         let allowed = options.weight_cache_bytes.is_none_or(|most| (bytes + widened_bytes) as u64 <= most);
-        let roomy = allowed && device.memory()?.0 >= widened_bytes + encoder_bytes(&p.encoder) + ROOMY_BYTES;
-        if device.has_hopper_kernels() && widths.is_none() && staging.is_none() && roomy {
+        let useful = device.has_hopper_kernels() && widths.is_none() && loaded.staging.is_none();
+        if useful && allowed && device.memory()?.0 >= widened_bytes + encoder_bytes(&p.encoder) + ROOMY_BYTES {
             loader.flush()?;
             loaded.widened = Some(Widened::new(loader.kernels(), &loaded)?);
         }
-        Ok((loaded, staging))
+        Ok(loaded)
     }
 
     /// Bytes that one pass reads.
@@ -194,9 +195,28 @@ impl DecoderWeights {
         let head = self.int8_head.as_ref().unwrap_or(&self.head);
         head.n_bytes() + self.layers.len() * self.layout.n_bytes
     }
+
+    /// Where a layer's matrices are while it runs.
+    pub fn address(&self, layer: &Layer) -> Address {
+        match (&layer.matrices, &self.staging) {
+            (Place::Device(matrices), _) | (Place::Host(_), Some(matrices)) => matrices.address(),
+            (Place::Host(_), None) => unreachable!("layers on the host have a staging buffer"),
+        }
+    }
+}
+
+/// The output matrix's shape, and a layer's layout, as F16.
+fn widened_shapes(p: &Params) -> (Tiles, LayerLayout) {
+    let head = Tiles::e4m7(p.vocab_size, p.decoder.dim).widened();
+    (head, LayerLayout::new(layer_tiles(&p.decoder).map(Tiles::widened)))
 }
 
 impl Widened {
+    fn n_bytes(p: &Params) -> usize {
+        let (head, layout) = widened_shapes(p);
+        head.n_bytes() + p.decoder.n_layers * layout.n_bytes
+    }
+
     /// From weights that are all on the GPU.
     pub fn new(kernels: &Kernels, weights: &DecoderWeights) -> Result<Self> {
         let (device, p) = (kernels.device(), &weights.params.decoder);
@@ -211,15 +231,15 @@ impl Widened {
             }
         };
         let (tiles, head_tiles) = (layer_tiles(p), Tiles::e4m7(weights.params.vocab_size, p.dim));
-        let layout = LayerLayout::new(tiles.map(Tiles::widened));
-        let head = device.alloc(head_tiles.widened().n_bytes())?;
+        let (wide_head, layout) = widened_shapes(&weights.params);
+        let head = device.alloc(wide_head.n_bytes())?;
         widen(weights.head.address(), head.address(), head_tiles)?;
         let mut layers = Vec::with_capacity(p.n_layers);
         for layer in &weights.layers {
             let wide = device.alloc(layout.n_bytes)?;
             let (from, to) = (weights.layout.offsets(), layout.offsets());
             for ((from, to), tiles) in from.into_iter().zip(to).zip(tiles) {
-                widen(layer.address(None) + from as u64, wide.address() + to as u64, tiles)?;
+                widen(weights.address(layer) + from as u64, wide.address() + to as u64, tiles)?;
             }
             layers.push(wide);
         }
@@ -234,16 +254,6 @@ impl Widened {
             *to = PassLayer { wqkv, wo, w13, w2, ..*to };
         }
         pass
-    }
-}
-
-impl Layer {
-    /// Where the matrices are while the layer runs.
-    pub fn address(&self, staging: Option<&Buffer>) -> Address {
-        match (&self.matrices, staging) {
-            (Place::Device(matrices), _) | (Place::Host(_), Some(matrices)) => matrices.address(),
-            (Place::Host(_), None) => unreachable!("layers on the host have a staging buffer"),
-        }
     }
 }
 
