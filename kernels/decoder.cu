@@ -206,7 +206,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         }
 #endif
         if constexpr (!WIDE) {
-            if (warp == WARPS) ring.template fill<NT, TG, INT8_HEAD>(p, lane);
+            if (warp == WARPS) ring.template fill<TG, INT8_HEAD>(p, lane);
         }
         return;
     }
@@ -239,13 +239,20 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         }
         if (kind == ATTENTION) {
             const int units = s.prefix[n_groups] * p.n_kv_heads;
-            int u = blockIdx.x;
+            const int team = warp / TEAM_WARPS, n_teams = gridDim.x * (WARPS / TEAM_WARPS);
+            // the team's unit of those from `first` on, which may be none: where one a block is not enough, blocks get two,
+            // or they would get those of others that keep the memory busy
+            auto unit_from = [&](int first) {
+                if (units - first > static_cast<int>(gridDim.x)) return first + blockIdx.x * (WARPS / TEAM_WARPS) + team;
+                return team == 0 ? first + blockIdx.x : units;
+            };
+            int first = 0, u = unit_from(first);
             AttentionUnit unit;
             if (u < units) unit = attention_unit_of(p, s, n_groups, layer, u);
             if (phase > p.phase_begin) grid_wait(p.counters, target);
             while (u < units) {
-                attention_unit(p, unit, sum_area, warp, lane);
-                u += gridDim.x;
+                attention_unit(p, unit, sum_area, team, warp % TEAM_WARPS, lane);
+                u = unit_from(first += n_teams);
                 if (u < units) unit = attention_unit_of(p, s, n_groups, layer, u);
             }
             if (s.prefix[n_groups] > n_groups) {
@@ -472,7 +479,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         };
 
         const int steps = (share.end - share.begin + WARPS - 1) / WARPS;
-        if (kind == QKV) prefetch_units(p, s, n_groups, layer);
+        if (NT <= 2 && kind == QKV) prefetch_units(p, s, n_groups, layer);
         // the end of the phase should not wait for device memory
         for (int i = tid; i < share.count; i += THREADS) {
             const int n = (share.first + i * share.step) * 16;

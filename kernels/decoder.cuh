@@ -22,17 +22,18 @@ constexpr int WARPS = 8;                  // that compute
 constexpr int THREADS = WARPS * 32;
 constexpr int BLOCK = THREADS + 4 * 32;   // and one that fills the ring, with three that make it a warpgroup
 constexpr int HEAD_DIM = 128;
-constexpr int CHUNK = 256;                // cache positions of an attention unit: 32 for each warp
+constexpr int TEAM_WARPS = 4;             // that work on a unit of attention
+constexpr int CHUNK = TEAM_WARPS * 32;    // cache positions of a unit: 32 for each warp
 constexpr int MAX_ROWS = 128;
 constexpr int MAX_LAYERS = 64;
 constexpr int INT8_PIECE_BYTES = 1024;    // 16 rows of weights by 64 k in 8 bits
 constexpr int STAGE_BYTES = WARPS * PIECE_BYTES;
 constexpr int MAX_STAGES = 17;
-// Stages that are asked for and not there yet, at most: enough to keep the memory busy, and one less where there is more to
-// multiply between them. Behind all that the ring has room for, everybody else's loads, stores and atomics would queue, for
-// microseconds at every barrier. A ring has no fewer stages.
-template <int NT>
-constexpr int IN_FLIGHT = NT <= 4 ? 3 : 2;
+// Stages that are asked for and not there yet, at most: enough to keep the memory busy, and fewer for a block with half a ring
+// of stages to multiply with, which can wait for those that have none. Behind all that the ring has room for, everybody
+// else's loads, stores and atomics would queue, for microseconds at every barrier. A ring has no fewer stages.
+constexpr int IN_FLIGHT = 4;
+constexpr int IN_FLIGHT_STOCKED = 2;
 constexpr int SHARED_BYTES = 5120;        // for `Shared`
 constexpr int NO_ROW = 255;
 
@@ -215,6 +216,16 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
                  : "memory");
 }
 
+// Whether `barrier_wait` would return at once.
+__device__ __forceinline__ bool barrier_test(uint32_t barrier, uint32_t parity) {
+    uint32_t over;
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+                 : "=r"(over)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return over != 0;
+}
+
 #if BULK_COPY
 // Arrives, and expects `bytes` more to come in before the barrier's phase is complete.
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
@@ -257,6 +268,11 @@ __device__ __forceinline__ void copy_wait_all() { asm volatile("cp.async.wait_al
 
 // The barrier of the warps that compute.
 __device__ __forceinline__ void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+
+// The barrier of the warps of a team.
+__device__ __forceinline__ void team_sync(int team) {
+    asm volatile("bar.sync %0, %1;" ::"r"(2 + team), "n"(TEAM_WARPS * 32) : "memory");
+}
 
 // The grid's barrier in two halves; between them a block may prepare what does not depend on others.
 __device__ __forceinline__ void grid_arrive(uint32_t* counter) {
@@ -334,8 +350,7 @@ __device__ __forceinline__ Share share_of(const DecoderPass& p, int phase, Phase
 
 // The block's ring of weight stages. A stage is what the eight warps need for one step of one tile: up to eight pieces,
 // which lie one after the other in the packed matrix. Stages come in the order phases, groups of `TG` tiles, steps of k,
-// tiles of the group. A ninth warp fills the ring, as far ahead of its use as there is room,
-// IN_FLIGHT stages at a time.
+// tiles of the group. A ninth warp fills the ring, as far ahead of its use as there is room.
 struct Ring {
     char* stages;
     int slot;
@@ -379,16 +394,27 @@ struct Ring {
         }
     }
     // The ninth warp's work: fills the ring.
-    template <int NT, int TG, bool INT8_HEAD>
+    template <int TG, bool INT8_HEAD>
     __device__ __forceinline__ void fill(const DecoderPass& p, int lane) {
-        int done = 0;
+        int done = 0, landed = 0;
         Ring landing(stages);  // where the oldest stage in flight is
+        const int half = p.stages / 2;
+        Ring behind(stages);  // half a ring behind
 #if BULK_COPY
         if (lane != 0) return;
         const uint64_t policy = evict_first_policy();
 #endif
         walk<TG, INT8_HEAD>(p, [&](const char* from, int bytes) {
-            if (done >= IN_FLIGHT<NT>) landing.wait(), landing.advance(p);
+            int in_flight = IN_FLIGHT;
+            if (done >= half) {
+                bool stocked = !barrier_test(empty(behind.slot), behind.parity);
+#if !BULK_COPY
+                stocked = __any_sync(~0u, stocked);
+#endif
+                if (stocked) in_flight = IN_FLIGHT_STOCKED;
+                behind.advance(p);
+            }
+            for (; done - landed >= in_flight; landed++) landing.wait(), landing.advance(p);
             if (done >= p.stages) barrier_wait(empty(slot), parity ^ 1);
             char* to = stages + slot * STAGE_BYTES;
 #if BULK_COPY

@@ -17,7 +17,8 @@ __device__ __forceinline__ void store_activation(real16* to, int row, int k, flo
     *reinterpret_cast<uint2*>(to + activation_index(row, k)) = make_uint2(pack16(x.x, x.y), pack16(x.z, x.w));
 }
 
-// Scores: warp w takes positions 32w .. 32w+31 of the chunk. Values: warp w takes features 16w .. 16w+15 over all positions.
+// A team of four warps takes a unit, so a block works on two. Scores: warp w of the team takes positions 32w .. 32w+31 of the
+// chunk. Values: it takes features 32w .. 32w+31 over all positions.
 // The left operand's 16 rows are (row of the group, query head); those that a group lacks are zero.
 struct AttentionUnit {
     int row0, rows, position0;
@@ -52,12 +53,16 @@ __device__ __forceinline__ AttentionUnit attention_unit_of(const DecoderPass& p,
     return a;
 }
 
-// Asks for the cache that the first unit of every block will read, while the blocks still do other things. Blocks share it
-// out evenly: one that has to bring more than the others would be late with its weights.
+// Asks for the cache that units will read, while the blocks still do other things, if there are few units: what many want
+// keeps the barrier before waiting for longer than it saves. Blocks share it out evenly: one that has to bring more than the
+// others would be late with its weights.
 __device__ __forceinline__ void prefetch_units(const DecoderPass& p, const Shared& s, int n_groups, int layer) {
     constexpr int PIECE = 2048, PIECES = CHUNK * HEAD_DIM * 2 / PIECE;  // of a unit's keys, and of its values
-    const int units = min(s.prefix[n_groups] * p.n_kv_heads, static_cast<int>(gridDim.x));
-    for (int i = blockIdx.x + gridDim.x * threadIdx.x; i < units * 2 * PIECES; i += gridDim.x * THREADS) {
+    constexpr int FEW = 96;
+    const int units = s.prefix[n_groups] * p.n_kv_heads;
+    if (units > FEW) return;
+    const int thread = threadIdx.x / 32 + WARPS * (threadIdx.x & 31);  // neighbours are of different warps
+    for (int i = blockIdx.x + gridDim.x * thread; i < units * 2 * PIECES; i += gridDim.x * THREADS) {
         const AttentionUnit a = attention_unit_of(p, s, n_groups, layer, i / (2 * PIECES));
         const int piece = i % PIECES, first = a.start + piece * (CHUNK / PIECES);
         // values lie by blocks of 32 positions
@@ -67,11 +72,15 @@ __device__ __forceinline__ void prefetch_units(const DecoderPass& p, const Share
     }
 }
 
-__device__ __forceinline__ void attention_unit(const DecoderPass& p, const AttentionUnit& unit, char* shared, int warp,
+// Of shared memory, for a team.
+constexpr int TEAM_BYTES = TEAM_WARPS * 16 * (32 * sizeof(real16) + 2 * sizeof(float));
+
+__device__ __forceinline__ void attention_unit(const DecoderPass& p, const AttentionUnit& unit, char* shared, int team, int warp,
                                                int lane) {
-    real16* probabilities = reinterpret_cast<real16*>(shared);  // [8][16][32]
-    float* maxima = reinterpret_cast<float*>(shared + 8192);    // [8][16]
-    float* sums = maxima + WARPS * 16;                          // [8][16]
+    constexpr int BLOCK_FLOATS = 16 * 32;
+    real16* probabilities = reinterpret_cast<real16*>(shared + team * TEAM_BYTES);    // [TEAM_WARPS][16][32]
+    float* maxima = reinterpret_cast<float*>(probabilities + TEAM_WARPS * BLOCK_FLOATS);  // [TEAM_WARPS][16]
+    float* sums = maxima + TEAM_WARPS * 16;                                           // [TEAM_WARPS][16]
     const int g = lane >> 2, t = lane & 3;
     const int heads = p.n_heads / p.n_kv_heads;
     const int start = unit.start, kv_head = unit.kv_head;
@@ -95,23 +104,23 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
     // K of the warp's 32 positions. Blocks of 32 that nobody sees stay zero.
     const int mine = start + warp * 32;
     uint4 k[4][4];
-    const bool any = mine <= unit.high && mine + 31 >= unit.low;
     const real16* keys = unit.keys + (warp * 32 + g) * HEAD_DIM + t * 8;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
+        const bool any = mine + j * 8 <= unit.high && mine + j * 8 + 7 >= unit.low;
 #pragma unroll
         for (int i = 0; i < 4; i++) k[j][i] = any ? load_now(keys + j * 8 * HEAD_DIM + i * 32) : zero;
     }
 
-    // V of the warp's 16 features and all positions: on its way while the scores are computed, or at least normalised
-    uint4 v[WARPS][2];
-    const real16* values = unit.values + (warp * 16 + g) * 32 + t * 8;
+    // V of the warp's 32 features and all positions: on its way while the scores are computed, or at least normalised
+    uint4 v[TEAM_WARPS][4];
+    const real16* values = unit.values + (warp * 32 + g) * 32 + t * 8;
     auto load_values = [&]() {
 #pragma unroll
-        for (int b = 0; b < WARPS; b++) {
+        for (int b = 0; b < TEAM_WARPS; b++) {
             const bool inside = start + b * 32 <= unit.high && start + b * 32 + 31 >= unit.low;
 #pragma unroll
-            for (int d = 0; d < 2; d++) v[b][d] = inside ? load_now(values + (b * HEAD_DIM + d * 8) * 32) : zero;
+            for (int d = 0; d < 4; d++) v[b][d] = inside ? load_now(values + (b * HEAD_DIM + d * 8) * 32) : zero;
         }
     };
     if (TRADE_REGISTERS) load_values();
@@ -142,12 +151,12 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
         top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 2));
         if (t == 0) maxima[warp * 16 + g + half * 8] = top[half];
     }
-    block_sync();
+    team_sync(team);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float highest = -INFINITY;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) highest = fmaxf(highest, maxima[w * 16 + g + half * 8]);
+        for (int w = 0; w < TEAM_WARPS; w++) highest = fmaxf(highest, maxima[w * 16 + g + half * 8]);
         top[half] = highest;
         const float safe = highest == -INFINITY ? 0.0f : highest;
         float sum = 0.0f;
@@ -163,15 +172,15 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
         sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
         if (t == 0) sums[warp * 16 + g + half * 8] = sum;
     }
-    block_sync();
-    float out[2][4] = {};
+    team_sync(team);
+    float out[4][4] = {};
 #pragma unroll
-    for (int b = 0; b < WARPS; b++) {
+    for (int b = 0; b < TEAM_WARPS; b++) {
         const uint4* a = reinterpret_cast<const uint4*>(probabilities + b * 512);
         uint4 probability[2];
         left_operand(a[lane], a[32 + lane], probability);
 #pragma unroll
-        for (int d = 0; d < 2; d++) mma_k32(out[d], probability, v[b][d]);
+        for (int d = 0; d < 4; d++) mma_k32(out[d], probability, v[b][d]);
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -179,11 +188,11 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
         const int row = unit.row0 + r[half];
         float sum = 0.0f;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) sum = __fadd_rn(sum, sums[w * 16 + g + half * 8]);
+        for (int w = 0; w < TEAM_WARPS; w++) sum = __fadd_rn(sum, sums[w * 16 + g + half * 8]);
         if (unit.n_chunks == 1) {
 #pragma unroll
-            for (int d = 0; d < 2; d++) {
-                const int n = (kv_head * heads + h[half]) * HEAD_DIM + warp * 16 + d * 8 + t * 2;
+            for (int d = 0; d < 4; d++) {
+                const int n = (kv_head * heads + h[half]) * HEAD_DIM + warp * 32 + d * 8 + t * 2;
                 *reinterpret_cast<uint32_t*>(p.attended + activation_index(row, n)) =
                     pack16(__fdiv_rn(out[d][half * 2], sum), __fdiv_rn(out[d][half * 2 + 1], sum));
             }
@@ -191,17 +200,17 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
             const size_t at =
                 ((static_cast<size_t>(row) * p.n_kv_heads + kv_head) * p.max_chunks + unit.chunk_index) * heads + h[half];
 #pragma unroll
-            for (int d = 0; d < 2; d++) {
-                *reinterpret_cast<float2*>(p.partial + at * HEAD_DIM + warp * 16 + d * 8 + t * 2) =
+            for (int d = 0; d < 4; d++) {
+                *reinterpret_cast<float2*>(p.partial + at * HEAD_DIM + warp * 32 + d * 8 + t * 2) =
                     make_float2(out[d][half * 2], out[d][half * 2 + 1]);
             }
             if (warp == 0 && t == 0) p.partial_stats[at] = make_float2(top[half], sum);
         }
     }
-    block_sync();  // shared memory is free for the next unit
+    team_sync(team);  // shared memory is free for the next unit
 }
 
-// Adds the chunks of every (row, query head), in their order: a warp each, four features a lane; at most 64 chunks.
+// Adds the chunks of every (row, query head), in their order: a warp each, four features a lane; at most 96 chunks.
 __device__ void combine_chunks(const DecoderPass& p, const Shared& s, int rows, int warp, int lane) {
     const int heads = p.n_heads / p.n_kv_heads;
     for (int item = blockIdx.x + gridDim.x * warp; item < rows * p.n_heads; item += gridDim.x * WARPS) {
@@ -212,24 +221,29 @@ __device__ void combine_chunks(const DecoderPass& p, const Shared& s, int rows, 
             (static_cast<size_t>(row) * p.n_kv_heads + head / heads) * p.max_chunks * heads + head % heads;
         const float2 none = make_float2(-INFINITY, 0.0f);
         // of the first chunks all is on its way at once
-        constexpr int AHEAD = 12;
+        constexpr int AHEAD = 20;
         const float4* partial = reinterpret_cast<const float4*>(p.partial + at * HEAD_DIM) + lane;
         auto part_of = [&](int c) { return __ldcg(partial + static_cast<size_t>(c) * heads * (HEAD_DIM / 4)); };
         float4 ahead[AHEAD];
 #pragma unroll
         for (int c = 0; c < AHEAD; c++) ahead[c] = c < n ? part_of(c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        const float2 low = lane < n ? __ldcg(&p.partial_stats[at + lane * heads]) : none;
-        const float2 high = lane + 32 < n ? __ldcg(&p.partial_stats[at + (lane + 32) * heads]) : none;
-        float highest = fmaxf(low.x, high.x);
+        float2 stats[3];  // of chunks lane, lane + 32, ...
+        float highest = -INFINITY;
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            stats[i] = lane + i * 32 < n ? __ldcg(&p.partial_stats[at + (lane + i * 32) * heads]) : none;
+            highest = fmaxf(highest, stats[i].x);
+        }
 #pragma unroll
         for (int o = 16; o > 0; o >>= 1) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, o));
-        const float low_weight = power_of_two(__fadd_rn(low.x, -highest));
-        const float high_weight = power_of_two(__fadd_rn(high.x, -highest));
+#pragma unroll
+        for (int i = 0; i < 3; i++) stats[i].x = power_of_two(__fadd_rn(stats[i].x, -highest));
         float sum = 0.0f;
         float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         auto add = [&](int c, float4 part) {
-            const float weight = __shfl_sync(~0u, c < 32 ? low_weight : high_weight, c & 31);
-            sum = __fmaf_rn(weight, __shfl_sync(~0u, c < 32 ? low.y : high.y, c & 31), sum);
+            const float2 own = c < 32 ? stats[0] : c < 64 ? stats[1] : stats[2];
+            const float weight = __shfl_sync(~0u, own.x, c & 31);
+            sum = __fmaf_rn(weight, __shfl_sync(~0u, own.y, c & 31), sum);
             out.x = __fmaf_rn(weight, part.x, out.x), out.y = __fmaf_rn(weight, part.y, out.y);
             out.z = __fmaf_rn(weight, part.z, out.z), out.w = __fmaf_rn(weight, part.w, out.w);
         };

@@ -64,10 +64,11 @@ const ROWS_AT: usize = GROUPS_AT + MAX_ROWS * size_of::<Group>();
 const INPUT_BYTES: usize = ROWS_AT + MAX_ROWS * size_of::<Row>();
 
 impl Scratch {
-    fn new(device: &Arc<Device>, d: &TransformerParams) -> Result<Self> {
+    /// For passes of up to `n_rows` rows.
+    fn new(device: &Arc<Device>, d: &TransformerParams, n_rows: usize) -> Result<Self> {
         let f16 = |width: usize| device.alloc_zeros(MAX_ROWS * columns(width) * 2);
         let tiles = d.dim.div_ceil(16);
-        let n_partials = MAX_ROWS * d.n_heads * pass::max_chunks(d);
+        let n_partials = n_rows * d.n_heads * pass::max_chunks(d);
         Ok(Self {
             host: Pinned::new(device, INPUT_BYTES)?,
             input: device.alloc_zeros(INPUT_BYTES)?,
@@ -119,10 +120,11 @@ impl Decoder {
 
     /// With this program's products.
     fn new(device: &Arc<Device>, weights: DecoderWeights, options: &CudaOptions) -> Result<Self> {
+        let kernels = PassKernels::new(device, options.logits_int8, weights.widened.is_some())?;
         Ok(Self {
             options: options.clone(),
-            kernels: PassKernels::new(device, options.logits_int8, weights.widened.is_some())?,
-            scratch: Scratch::new(device, &weights.params.decoder)?,
+            scratch: Scratch::new(device, &weights.params.decoder, kernels.max_rows())?,
+            kernels,
             n_sent: 0,
             library: None,
             logits: None,

@@ -12,7 +12,7 @@ use crate::model::params::TransformerParams;
 /// Width of a head.
 pub const HEAD_DIM: usize = 128;
 /// Cache positions of an attention unit.
-pub const CHUNK: usize = 256;
+pub const CHUNK: usize = 128;
 /// Rows of a pass, at most.
 pub const MAX_ROWS: usize = 128;
 /// Slices of k in which two products are summed.
@@ -23,9 +23,11 @@ pub const MAX_LAYERS: usize = 64;
 /// (row, head) pairs of an attention unit.
 const UNIT_ROWS: usize = 16;
 /// Chunks of the cache that a position may see.
-const MAX_CHUNKS: usize = 64;
+const MAX_CHUNKS: usize = 96;
 const THREADS: u32 = 384;
-/// 64 k of a tile of weights, and of a row.
+/// k of a piece of weights.
+const PIECE_WIDTH: usize = 64;
+/// A piece of a tile of weights, and of a row.
 const PIECE_BYTES: u32 = 1536;
 const ROW_PIECE_BYTES: u32 = 128;
 /// A piece for each warp.
@@ -36,7 +38,7 @@ const WIDENED_PIECE_BYTES: u32 = 2048;
 const WIDE_BARRIER_BYTES: u32 = 512;
 const MAX_STAGES: u32 = 17;
 /// Stages that are asked for at once, at most; a ring has as many, or the kernel would lose count of those that have landed.
-const IN_FLIGHT: u32 = 3;
+const IN_FLIGHT: u32 = 4;
 const SHARED_BYTES: u32 = 5120;
 /// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
 const ROOMY_SUM_BYTES: u32 = 48 << 10;
@@ -262,6 +264,11 @@ pub fn check(p: &TransformerParams) -> Result<()> {
     if p.n_layers > MAX_LAYERS {
         return unsupported(format!("the decoder has {} layers, supported are up to {MAX_LAYERS}", p.n_layers));
     }
+    // each slice of w2 has a piece, or a warp would wait for what never comes
+    let least = (SPLITS - 1) * PIECE_WIDTH + 1;
+    if p.hidden_dim < least {
+        return unsupported(format!("hidden_dim is {}, supported is {least} or more", p.hidden_dim));
+    }
     if max_chunks(p) > MAX_CHUNKS {
         let most = (MAX_CHUNKS - 1) * CHUNK - MAX_ROWS;
         return unsupported(format!("the decoder's window is {}, supported is up to {most}", p.sliding_window));
@@ -312,5 +319,36 @@ impl PassKernels {
         };
         // SAFETY: as promised by the caller; the structure is the kernel's parameter.
         unsafe { self.device.launch_cooperative(kernel, *grid, THREADS, *shared_bytes, &pass) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_that_the_kernel_would_hang_or_overflow_on_are_refused() {
+        let good = TransformerParams {
+            dim: 64,
+            n_layers: 1,
+            head_dim: HEAD_DIM,
+            hidden_dim: 65,
+            n_heads: 2,
+            n_kv_heads: 1,
+            rope_theta: 1e6,
+            norm_eps: 1e-5,
+            sliding_window: 8192,
+        };
+        check(&good).unwrap();
+        check(&TransformerParams { sliding_window: 12_032, ..good }).unwrap();
+        for bad in [
+            TransformerParams { hidden_dim: 64, ..good },
+            TransformerParams { sliding_window: 12_033, ..good },
+            TransformerParams { n_heads: 17, ..good },
+            TransformerParams { n_layers: MAX_LAYERS + 1, ..good },
+            TransformerParams { head_dim: 64, ..good },
+        ] {
+            assert!(check(&bad).is_err(), "{bad:?}");
+        }
     }
 }

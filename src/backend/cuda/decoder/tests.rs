@@ -548,6 +548,13 @@ fn every_phase_is_what_the_cpu_computes_over_many_chunks() {
     );
 }
 
+#[test]
+fn every_phase_is_what_the_cpu_computes_over_more_chunks_than_a_warp_has_lanes() {
+    // up to 71 chunks
+    let case = Case { dim: 130, hidden_dim: 140, vocab_size: 200, n_heads: 2, n_kv_heads: 1, window: 8900 };
+    check_case(case, &[&[(8999, 1)], &[(4100, 2), (9100, 9), (4000, 1)], &[(12_000, 65)]]);
+}
+
 /// Times of whole passes at the real model's size, whose weights are random numbers made here: no checkpoint is needed.
 ///
 ///     cargo test --features gpu-tests --lib -- --ignored --nocapture times_of_full_size_passes
