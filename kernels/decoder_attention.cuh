@@ -10,12 +10,7 @@
 
 #pragma once
 
-#include "decoder.cuh"
-
-// Four numbers of an activation, from k on.
-__device__ __forceinline__ void store_activation(real16* to, int row, int k, float4 x) {
-    *reinterpret_cast<uint2*>(to + activation_index(row, k)) = make_uint2(pack16(x.x, x.y), pack16(x.z, x.w));
-}
+#include "decoder_rows.cuh"
 
 // A team of four warps takes a unit, so a block works on two. Scores: warp w of the team takes positions 32w .. 32w+31 of the
 // chunk. Values: it takes features 32w .. 32w+31 over all positions.

@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "decoder.cuh"
+#include "decoder_ring.cuh"
 
 // How the eight warps are laid over TILES tiles of weights and 8 * NT rows.
 template <int NT, int TILES>

@@ -13,7 +13,7 @@ constexpr int HEAD_DIM = 64, MAX_ROWS = 8, MAX_LAYERS = 48, MAX_UNITS = 32, MAX_
 constexpr int QKV_TILES = 3, W13_TILES = 6;  // of 16 outputs of a block, at most
 // A place of the ring holds up to 48 outputs by 128 of k, 96 by 64, 16 by 256, or keys or values of a block.
 constexpr int SLOTS = 12, SLOT_BYTES = 12288;
-// Places that are asked for and not there yet, at most, as in decoder.cuh.
+// Places that are asked for and not there yet, at most, as in decoder_ring.cuh.
 constexpr int IN_FLIGHT = 3;
 static_assert(IN_FLIGHT <= SLOTS, "the place of what lands next is not given out again before");
 // Rows come in chunks of so many columns.
