@@ -72,10 +72,9 @@ constexpr int TEAM_BYTES = TEAM_WARPS * 16 * (32 * sizeof(real16) + 2 * sizeof(f
 
 __device__ __forceinline__ void attention_unit(const DecoderPass& p, const AttentionUnit& unit, char* shared, int team, int warp,
                                                int lane) {
-    constexpr int BLOCK_FLOATS = 16 * 32;
-    real16* probabilities = reinterpret_cast<real16*>(shared + team * TEAM_BYTES);    // [TEAM_WARPS][16][32]
-    float* maxima = reinterpret_cast<float*>(probabilities + TEAM_WARPS * BLOCK_FLOATS);  // [TEAM_WARPS][16]
-    float* sums = maxima + TEAM_WARPS * 16;                                           // [TEAM_WARPS][16]
+    real16* probabilities = reinterpret_cast<real16*>(shared + team * TEAM_BYTES);     // [TEAM_WARPS][16][32]
+    float* maxima = reinterpret_cast<float*>(probabilities + TEAM_WARPS * 16 * 32);  // [TEAM_WARPS][16]
+    float* sums = maxima + TEAM_WARPS * 16;                                          // [TEAM_WARPS][16]
     const int g = lane >> 2, t = lane & 3;
     const int heads = p.n_heads / p.n_kv_heads;
     const int start = unit.start, kv_head = unit.kv_head;
@@ -96,7 +95,7 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
     uint4 q[4][2];
 #pragma unroll
     for (int i = 0; i < 4; i++) left_operand(rows_of_q[i][0], rows_of_q[i][1], q[i]);
-    // K of the warp's 32 positions. Blocks of 32 that nobody sees stay zero.
+    // K of the warp's 32 positions. Tiles of 8 that nobody sees stay zero.
     const int mine = start + warp * 32;
     uint4 k[4][4];
     const real16* keys = unit.keys + (warp * 32 + g) * HEAD_DIM + t * 8;

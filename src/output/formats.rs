@@ -6,14 +6,9 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::str::FromStr;
 
-use serde::Serialize;
-
 use super::cues::{Cue, Layout, cues};
-use super::jsonl;
-use super::segments::{Segment, Segmenter, mean_confidence};
-use super::words::{Word, WordBuilder};
-use crate::audio::SAMPLE_RATE;
-use crate::engine::{Event, Gap, Token, TokenKind};
+use super::transcript::Transcript;
+use super::{json, jsonl};
 
 /// A way to write a transcript.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,8 +54,8 @@ impl Format {
     pub fn write(self, transcript: &Transcript, layout: &Layout, out: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Txt => txt(transcript, out),
-            Self::Json => json(transcript, out),
-            Self::Jsonl => jsonl::whole(transcript, out),
+            Self::Json => json::write(transcript, out),
+            Self::Jsonl => jsonl::write(transcript, out),
             Self::Srt => srt(&cues(&transcript.segments, layout), out),
             Self::Vtt => vtt(&cues(&transcript.segments, layout), out),
             Self::Tsv => tsv(transcript, out),
@@ -80,298 +75,8 @@ impl FromStr for Format {
     }
 }
 
-/// What was heard in one input.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Transcript {
-    /// The input's name.
-    pub input: String,
-    /// The model's name.
-    pub model: String,
-    pub delay_ms: u64,
-    /// Samples read, at 16 kHz.
-    pub n_samples: u64,
-    /// In order of time.
-    pub segments: Vec<Segment>,
-    /// Moments at which the model said end of stream and started afresh.
-    pub restarts_ms: Vec<u64>,
-    /// Stretches in which the model was silent over speech.
-    pub gaps: Vec<Gap>,
-    pub timings: Option<Timings>,
-    /// What ended the input before its end.
-    pub error: Option<String>,
-}
-
-/// How long the work took, in seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Timings {
-    #[serde(serialize_with = "rounded")]
-    pub wall: f64,
-    #[serde(serialize_with = "rounded")]
-    pub encoder: f64,
-    #[serde(serialize_with = "rounded")]
-    pub decoder: f64,
-    /// Seconds of audio for each second of work.
-    #[serde(serialize_with = "rounded")]
-    pub xrt: f64,
-}
-
-/// How much of the audio the transcript covers.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Coverage {
-    /// Seconds of audio read.
-    pub read: f64,
-    /// Those less speech without words.
-    pub transcribed: f64,
-    /// Seconds of speech without words.
-    pub missed: f64,
-}
-
-impl Transcript {
-    /// The text of all segments on one line; with several channels, the turns of each on lines of their own.
-    pub fn text(&self) -> String {
-        let labelled = self.segments.iter().any(|segment| segment.channel.is_some());
-        if !labelled {
-            let text: String = self.words().map(|word| word.text.as_str()).collect();
-            return text.trim().to_owned();
-        }
-        let mut text = String::new();
-        let mut speaker = None;
-        for segment in &self.segments {
-            let channel = segment.channel.as_deref();
-            match (speaker == Some(channel), channel) {
-                (true, _) => text.push(' '),
-                (false, channel) => {
-                    if speaker.is_some() {
-                        text.push('\n');
-                    }
-                    channel.iter().for_each(|name| text.push_str(&format!("{name}: ")));
-                }
-            }
-            speaker = Some(channel);
-            text.push_str(&segment.text());
-        }
-        text
-    }
-
-    /// All words.
-    pub fn words(&self) -> impl Iterator<Item = &Word> {
-        self.segments.iter().flat_map(|segment| &segment.words)
-    }
-
-    /// How much of the audio it covers.
-    pub fn coverage(&self) -> Coverage {
-        let read = self.n_samples as f64 / f64::from(SAMPLE_RATE);
-        let missed_ms: u64 = self.gaps.iter().filter(|gap| gap.text.is_empty()).map(|gap| gap.speech_ms).sum();
-        let missed = (missed_ms as f64 / 1000.0).min(read);
-        Coverage { read: round_ms(read), transcribed: round_ms(read - missed), missed: round_ms(missed) }
-    }
-
-    /// One transcript of the channels of one input.
-    pub fn merge(channels: Vec<Self>) -> Self {
-        let mut merged = Self::default();
-        for (i, channel) in channels.into_iter().enumerate() {
-            if i == 0 {
-                merged = channel;
-                continue;
-            }
-            merged.n_samples = merged.n_samples.max(channel.n_samples);
-            merged.segments.extend(channel.segments);
-            merged.restarts_ms.extend(channel.restarts_ms);
-            merged.gaps.extend(channel.gaps);
-            merged.error = merged.error.or(channel.error);
-        }
-        merged.segments.sort_by_key(|segment| (segment.start_ms(), segment.end_ms()));
-        merged.restarts_ms.sort_unstable();
-        merged.gaps.sort_by_key(|gap| gap.start_ms);
-        merged
-    }
-}
-
-/// Makes a transcript of a session's events.
-#[derive(Debug)]
-pub struct TranscriptBuilder {
-    words: WordBuilder,
-    segmenter: Segmenter,
-    transcript: Transcript,
-    ready: Vec<Word>,
-}
-
-impl TranscriptBuilder {
-    /// `channel` labels the segments, where channels are transcribed apart.
-    pub fn new(layout: &Layout, channel: Option<String>) -> Self {
-        Self {
-            words: WordBuilder::default(),
-            segmenter: Segmenter::new(layout.segment_ms(), channel),
-            transcript: Transcript::default(),
-            ready: Vec::new(),
-        }
-    }
-
-    /// Takes the session's next event.
-    pub fn event(&mut self, event: &Event) {
-        if let Event::Restart { time_ms } = event {
-            self.transcript.restarts_ms.push(*time_ms);
-        }
-        self.words.event(event, &mut self.ready);
-        for word in self.ready.drain(..) {
-            self.segmenter.push(word, &mut self.transcript.segments);
-        }
-        if let Event::Token(Token { kind: TokenKind::Blank, time_ms, .. }) = event {
-            self.segmenter.quiet_until(*time_ms, &mut self.transcript.segments);
-        }
-    }
-
-    /// The transcript, of which only segments and restarts are filled in.
-    pub fn finish(mut self) -> Transcript {
-        self.event(&Event::End { text: String::new() });
-        self.segmenter.finish(&mut self.transcript.segments);
-        self.transcript
-    }
-}
-
 fn txt(transcript: &Transcript, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}", transcript.text())
-}
-
-/// A segment as JSON shows it.
-#[derive(Serialize)]
-pub(super) struct SegmentJson<'a> {
-    pub id: usize,
-    #[serde(serialize_with = "seconds")]
-    pub start: u64,
-    #[serde(serialize_with = "seconds")]
-    pub end: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub channel: Option<&'a str>,
-    pub text: String,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "confidence")]
-    pub confidence: Option<f32>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub words: Vec<WordJson<'a>>,
-}
-
-/// A word as JSON shows it.
-#[derive(Serialize)]
-pub(super) struct WordJson<'a> {
-    pub word: &'a str,
-    #[serde(serialize_with = "seconds")]
-    pub start: u64,
-    #[serde(serialize_with = "seconds")]
-    pub end: u64,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "confidence")]
-    pub confidence: Option<f32>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub alternatives: Vec<AlternativeJson<'a>>,
-}
-
-#[derive(Serialize)]
-pub(super) struct AlternativeJson<'a> {
-    instead_of: &'a str,
-    text: &'a str,
-    #[serde(serialize_with = "probability")]
-    probability: f32,
-}
-
-impl<'a> SegmentJson<'a> {
-    pub fn new(id: usize, segment: &'a Segment) -> Self {
-        Self {
-            id,
-            start: segment.start_ms(),
-            end: segment.end_ms(),
-            channel: segment.channel.as_deref(),
-            text: segment.text(),
-            confidence: segment.confidence(),
-            words: segment.words.iter().map(WordJson::new).collect(),
-        }
-    }
-}
-
-impl<'a> WordJson<'a> {
-    pub fn new(word: &'a Word) -> Self {
-        let alternatives = word.alternatives.iter().map(|other| AlternativeJson {
-            instead_of: &other.instead_of,
-            text: &other.text,
-            probability: other.probability,
-        });
-        Self {
-            word: word.trimmed(),
-            start: word.start_ms,
-            end: word.end_ms,
-            confidence: word.confidence,
-            alternatives: alternatives.collect(),
-        }
-    }
-}
-
-/// What JSON says about an input as a whole.
-#[derive(Serialize)]
-pub(super) struct SummaryJson<'a> {
-    pub input: &'a str,
-    pub model: &'a str,
-    pub delay_ms: u64,
-    pub text: String,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "confidence")]
-    pub confidence: Option<f32>,
-    pub coverage: Coverage,
-    pub gaps: Vec<GapJson<'a>>,
-    /// Moments of fresh starts, in seconds.
-    pub restarts: Vec<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timings: Option<Timings>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<&'a str>,
-}
-
-impl<'a> SummaryJson<'a> {
-    pub fn new(transcript: &'a Transcript) -> Self {
-        Self {
-            input: &transcript.input,
-            model: &transcript.model,
-            delay_ms: transcript.delay_ms,
-            text: transcript.text(),
-            confidence: mean_confidence(transcript.words()),
-            coverage: transcript.coverage(),
-            gaps: transcript.gaps.iter().map(GapJson::new).collect(),
-            restarts: transcript.restarts_ms.iter().map(|&ms| ms as f64 / 1000.0).collect(),
-            timings: transcript.timings,
-            error: transcript.error.as_deref(),
-        }
-    }
-}
-
-/// A gap as JSON shows it.
-#[derive(Serialize)]
-pub(super) struct GapJson<'a> {
-    #[serde(serialize_with = "seconds")]
-    start: u64,
-    #[serde(serialize_with = "seconds")]
-    end: u64,
-    /// How much of it sounds like speech.
-    #[serde(serialize_with = "seconds")]
-    speech: u64,
-    /// Whether a run from clean state found words, and which.
-    recovered: bool,
-    text: &'a str,
-}
-
-impl<'a> GapJson<'a> {
-    fn new(gap: &'a Gap) -> Self {
-        let Gap { start_ms, end_ms, speech_ms, text } = gap;
-        Self { start: *start_ms, end: *end_ms, speech: *speech_ms, recovered: !text.is_empty(), text }
-    }
-}
-
-fn json(transcript: &Transcript, out: &mut dyn Write) -> io::Result<()> {
-    #[derive(Serialize)]
-    struct Json<'a> {
-        #[serde(flatten)]
-        summary: SummaryJson<'a>,
-        segments: Vec<SegmentJson<'a>>,
-    }
-    let segments = transcript.segments.iter().enumerate().map(|(id, segment)| SegmentJson::new(id, segment));
-    let json = Json { summary: SummaryJson::new(transcript), segments: segments.collect() };
-    serde_json::to_writer_pretty(&mut *out, &json)?;
-    writeln!(out)
 }
 
 fn srt(cues: &[Cue], out: &mut dyn Write) -> io::Result<()> {
@@ -435,36 +140,12 @@ fn timestamp(ms: u64, point: char) -> impl Display {
     format!("{:02}:{:02}:{:02}{point}{:03}", s / 3600, s / 60 % 60, s % 60, ms % 1000)
 }
 
-/// Serialises milliseconds as seconds.
-pub(super) fn seconds<S: serde::Serializer>(ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(*ms as f64 / 1000.0)
-}
-
-fn rounded<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(round_ms(*value))
-}
-
-fn round_ms(seconds: f64) -> f64 {
-    (seconds * 1000.0).round() / 1000.0
-}
-
-/// Serialises a probability with four digits.
-pub(super) fn probability<S: serde::Serializer>(p: &f32, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((f64::from(*p) * 1e4).round() / 1e4)
-}
-
-/// The same, of what may be unknown.
-pub(super) fn confidence<S: serde::Serializer>(p: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
-    match p {
-        Some(p) => probability(p, serializer),
-        None => serializer.serialize_none(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::segments::tests::segments;
+    use super::super::transcript::Coverage;
     use super::*;
+    use crate::engine::Gap;
 
     fn transcript(text: &str) -> Transcript {
         Transcript {

@@ -14,8 +14,9 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::cues::Layout;
-use super::formats::{SegmentJson, SummaryJson, Transcript, WordJson, seconds};
+use super::json::{SegmentJson, SummaryJson, WordJson, seconds};
 use super::segments::{Segment, Segmenter};
+use super::transcript::Transcript;
 use super::words::WordBuilder;
 use crate::engine::{Event, Token, TokenKind};
 
@@ -121,7 +122,7 @@ impl<W: Write> JsonlWriter<W> {
 }
 
 /// Writes a whole transcript.
-pub(super) fn whole(transcript: &Transcript, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write(transcript: &Transcript, out: &mut dyn Write) -> io::Result<()> {
     let Transcript { input, model, delay_ms, .. } = transcript;
     line(&Line::Start { input, model, delay_ms: *delay_ms }, out)?;
     let mut restarts = transcript.restarts_ms.iter().peekable();
@@ -154,7 +155,8 @@ fn line(line: &Line<'_>, out: &mut dyn Write) -> io::Result<()> {
 mod tests {
     use serde_json::Value;
 
-    use super::super::formats::{Format, TranscriptBuilder};
+    use super::super::formats::Format;
+    use super::super::transcript::TranscriptBuilder;
     use super::super::words::tests::events;
     use super::*;
 

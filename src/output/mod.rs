@@ -3,15 +3,18 @@
 pub mod atomic;
 mod cues;
 mod formats;
+mod json;
 mod jsonl;
 mod segments;
 mod transcript;
 mod words;
+mod writer;
 
 pub use atomic::AtomicFile;
 pub use cues::{Cue, Layout, cues};
-pub use formats::{Coverage, Format, Timings, Transcript, TranscriptBuilder};
+pub use formats::Format;
 pub use jsonl::JsonlWriter;
 pub use segments::{Segment, Segmenter};
-pub use transcript::{Style, TranscriptWriter};
+pub use transcript::{Coverage, Timings, Transcript, TranscriptBuilder};
 pub use words::{Word, WordAlternative, WordBuilder};
+pub use writer::{Style, TranscriptWriter};

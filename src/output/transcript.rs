@@ -1,121 +1,166 @@
-//! Events to one line of text, or of token ids, as they come.
+//! What was heard in an input, and how it comes from a session's events.
 
-use std::io::{self, Write};
+use serde::Serialize;
 
-use crate::engine::{Event, Token};
+use super::cues::Layout;
+use super::segments::{Segment, Segmenter};
+use super::words::{Word, WordBuilder};
+use crate::audio::SAMPLE_RATE;
+use crate::engine::{Event, Gap, Token, TokenKind};
 
-/// What is written for each token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Style {
-    /// The text, with alternatives where there are any: `[chosen|second|third]`.
-    Text,
-    /// The ids of all tokens, special ones included, separated by spaces.
-    TokenIds,
+/// What was heard in one input.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Transcript {
+    /// The input's name.
+    pub input: String,
+    /// The model's name.
+    pub model: String,
+    pub delay_ms: u64,
+    /// Samples read, at 16 kHz.
+    pub n_samples: u64,
+    /// In order of time.
+    pub segments: Vec<Segment>,
+    /// Moments at which the model said end of stream and started afresh.
+    pub restarts_ms: Vec<u64>,
+    /// Stretches in which the model was silent over speech.
+    pub gaps: Vec<Gap>,
+    pub timings: Option<Timings>,
+    /// What ended the input before its end.
+    pub error: Option<String>,
 }
 
-/// Writes one transcript. Every piece is flushed, so that it can be read as soon as it is recognised.
-///
-/// Blanks before the first word are left out; nothing else is changed.
-pub struct TranscriptWriter<W> {
-    out: W,
-    style: Style,
-    started: bool,
+/// How long the work took, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Timings {
+    #[serde(serialize_with = "rounded")]
+    pub wall: f64,
+    #[serde(serialize_with = "rounded")]
+    pub encoder: f64,
+    #[serde(serialize_with = "rounded")]
+    pub decoder: f64,
+    /// Seconds of audio for each second of work.
+    #[serde(serialize_with = "rounded")]
+    pub xrt: f64,
 }
 
-impl<W: Write> TranscriptWriter<W> {
-    pub fn new(out: W, style: Style) -> Self {
-        Self { out, style, started: false }
-    }
+/// How much of the audio the transcript covers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Coverage {
+    /// Seconds of audio read.
+    pub read: f64,
+    /// Those less speech without words.
+    pub transcribed: f64,
+    /// Seconds of speech without words.
+    pub missed: f64,
+}
 
-    /// Writes what this event adds.
-    pub fn event(&mut self, event: &Event) -> io::Result<()> {
-        match (self.style, event) {
-            (_, Event::Restart { .. }) => return Ok(()),
-            (Style::TokenIds, Event::End { .. }) => return Ok(()),
-            (Style::TokenIds, Event::Token(token)) => {
-                let separator = if std::mem::replace(&mut self.started, true) { " " } else { "" };
-                write!(self.out, "{separator}{}", token.id)?;
-            }
-            (Style::Text, Event::Token(token)) => {
-                if token.text.is_empty() {
-                    return Ok(());
+impl Transcript {
+    /// The text of all segments on one line; with several channels, the turns of each on lines of their own.
+    pub fn text(&self) -> String {
+        let labelled = self.segments.iter().any(|segment| segment.channel.is_some());
+        if !labelled {
+            let text: String = self.words().map(|word| word.text.as_str()).collect();
+            return text.trim().to_owned();
+        }
+        let mut text = String::new();
+        let mut speaker = None;
+        for segment in &self.segments {
+            let channel = segment.channel.as_deref();
+            match (speaker == Some(channel), channel) {
+                (true, _) => text.push(' '),
+                (false, channel) => {
+                    if speaker.is_some() {
+                        text.push('\n');
+                    }
+                    channel.iter().for_each(|name| text.push_str(&format!("{name}: ")));
                 }
-                self.token(token)?;
             }
-            (Style::Text, Event::End { text }) => self.text(text)?,
+            speaker = Some(channel);
+            text.push_str(&segment.text());
         }
-        self.out.flush()
+        text
     }
 
-    /// Ends the line.
-    pub fn finish(mut self) -> io::Result<()> {
-        self.out.write_all(b"\n")?;
-        self.out.flush()
+    /// All words.
+    pub fn words(&self) -> impl Iterator<Item = &Word> {
+        self.segments.iter().flat_map(|segment| &segment.words)
     }
 
-    fn token(&mut self, token: &Token) -> io::Result<()> {
-        let [_, others @ ..] = token.alternatives.as_slice() else { return self.text(&token.text) };
-        self.out.write_all(b"[")?;
-        self.text(&token.text)?;
-        for other in others {
-            write!(self.out, "|{}", other.text)?;
+    /// How much of the audio it covers.
+    pub fn coverage(&self) -> Coverage {
+        let read = self.n_samples as f64 / f64::from(SAMPLE_RATE);
+        let missed_ms: u64 = self.gaps.iter().filter(|gap| gap.text.is_empty()).map(|gap| gap.speech_ms).sum();
+        let missed = (missed_ms as f64 / 1000.0).min(read);
+        Coverage { read: round_ms(read), transcribed: round_ms(read - missed), missed: round_ms(missed) }
+    }
+
+    /// One transcript of the channels of one input.
+    pub fn merge(channels: Vec<Self>) -> Self {
+        let mut merged = Self::default();
+        for (i, channel) in channels.into_iter().enumerate() {
+            if i == 0 {
+                merged = channel;
+                continue;
+            }
+            merged.n_samples = merged.n_samples.max(channel.n_samples);
+            merged.segments.extend(channel.segments);
+            merged.restarts_ms.extend(channel.restarts_ms);
+            merged.gaps.extend(channel.gaps);
+            merged.error = merged.error.or(channel.error);
         }
-        self.out.write_all(b"]")
-    }
-
-    fn text(&mut self, text: &str) -> io::Result<()> {
-        let text = if self.started { text } else { text.trim_start() };
-        self.started |= !text.is_empty();
-        self.out.write_all(text.as_bytes())
+        merged.segments.sort_by_key(|segment| (segment.start_ms(), segment.end_ms()));
+        merged.restarts_ms.sort_unstable();
+        merged.gaps.sort_by_key(|gap| gap.start_ms);
+        merged
     }
 }
 
-impl TranscriptWriter<Vec<u8>> {
-    /// The whole line.
-    pub fn into_line(mut self) -> io::Result<Vec<u8>> {
-        self.out.write_all(b"\n")?;
-        Ok(self.out)
+/// Makes a transcript of a session's events.
+#[derive(Debug)]
+pub struct TranscriptBuilder {
+    words: WordBuilder,
+    segmenter: Segmenter,
+    transcript: Transcript,
+    ready: Vec<Word>,
+}
+
+impl TranscriptBuilder {
+    /// `channel` labels the segments, where channels are transcribed apart.
+    pub fn new(layout: &Layout, channel: Option<String>) -> Self {
+        Self {
+            words: WordBuilder::default(),
+            segmenter: Segmenter::new(layout.segment_ms(), channel),
+            transcript: Transcript::default(),
+            ready: Vec::new(),
+        }
+    }
+
+    /// Takes the session's next event.
+    pub fn event(&mut self, event: &Event) {
+        if let Event::Restart { time_ms } = event {
+            self.transcript.restarts_ms.push(*time_ms);
+        }
+        self.words.event(event, &mut self.ready);
+        for word in self.ready.drain(..) {
+            self.segmenter.push(word, &mut self.transcript.segments);
+        }
+        if let Event::Token(Token { kind: TokenKind::Blank, time_ms, .. }) = event {
+            self.segmenter.quiet_until(*time_ms, &mut self.transcript.segments);
+        }
+    }
+
+    /// The transcript, of which only segments and restarts are filled in.
+    pub fn finish(mut self) -> Transcript {
+        self.event(&Event::End { text: String::new() });
+        self.segmenter.finish(&mut self.transcript.segments);
+        self.transcript
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::{Alternative, TokenKind};
+fn rounded<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(round_ms(*value))
+}
 
-    fn token(id: u32, text: &str, others: &[&str]) -> Event {
-        let all = std::iter::once(text).chain(others.iter().copied()).filter(|_| !others.is_empty());
-        let alternatives = all.map(|text| Alternative { id, text: text.into(), probability: 0.5 }).collect();
-        let kind = if text.is_empty() { TokenKind::Blank } else { TokenKind::Text };
-        Event::Token(Token { id, kind, time_ms: 0, text: text.into(), probability: None, alternatives })
-    }
-
-    fn written(style: Style, events: &[Event]) -> String {
-        let mut out = Vec::new();
-        let mut writer = TranscriptWriter::new(&mut out, style);
-        events.iter().for_each(|event| writer.event(event).unwrap());
-        writer.finish().unwrap();
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn text_begins_with_its_first_word() {
-        let events = [
-            token(32, "", &[]),
-            token(1032, " ", &[]),
-            token(2000, " Hello", &[]),
-            Event::Restart { time_ms: 80 },
-            token(2001, " world\0", &[]),
-            Event::End { text: "\u{FFFD}".into() },
-        ];
-        assert_eq!(written(Style::Text, &events), "Hello world\0\u{FFFD}\n");
-        assert_eq!(written(Style::TokenIds, &events), "32 1032 2000 2001\n");
-        assert_eq!(written(Style::Text, &[]), "\n");
-    }
-
-    #[test]
-    fn alternatives_are_in_brackets() {
-        let events = [token(1, " V", &[" Vo", " B"]), token(2, "ox", &[]), token(3, "T", &["tral"])];
-        assert_eq!(written(Style::Text, &events), "[V| Vo| B]ox[T|tral]\n");
-    }
+fn round_ms(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
 }
