@@ -124,6 +124,7 @@ fn recipe(nvcc: &Path, targets: &[String]) -> Result<String, String> {
     let mut files: Vec<PathBuf> = std::fs::read_dir("kernels")
         .map_err(|e| format!("kernels/: {e}"))?
         .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh"))
         .collect();
     files.sort();
     for file in files {

@@ -33,6 +33,7 @@
 
 #include "decoder_attention.cuh"
 #include "decoder_ring.cuh"
+#include "decoder_rows.cuh"
 #include "decoder_wide.cuh"
 
 // A number that is known to the compiler, as an argument.
@@ -133,8 +134,8 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         if (kind == ATTENTION) {
             const int units = s.prefix[n_groups] * p.n_kv_heads;
             const int team = warp / TEAM_WARPS, n_teams = gridDim.x * (WARPS / TEAM_WARPS);
-            // the team's unit of those from `first` on, which may be none: where one a block is not enough, blocks get two,
-            // or they would get those of others that keep the memory busy
+            // the team's unit of those from `first` on, or `units` or more where it has none: both teams of a block take one
+            // where there are more units than blocks; otherwise only first teams do, and no block has more than one
             auto unit_from = [&](int first) {
                 if (units - first > static_cast<int>(gridDim.x)) return first + blockIdx.x * (WARPS / TEAM_WARPS) + team;
                 return team == 0 ? first + blockIdx.x : units;
@@ -375,6 +376,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         };
 
         const int steps = (share.end - share.begin + WARPS - 1) / WARPS;
+        // kernels for more rows are no faster with it
         if (NT <= 2 && kind == QKV) prefetch_units(p, s, n_groups, layer);
         // the end of the phase should not wait for device memory
         for (int i = tid; i < share.count; i += THREADS) {

@@ -24,6 +24,7 @@ constexpr int BLOCK = THREADS + 4 * 32;   // and one that fills the ring, with t
 constexpr int HEAD_DIM = 128;
 constexpr int TEAM_WARPS = 4;             // that work on a unit of attention
 constexpr int CHUNK = TEAM_WARPS * 32;    // cache positions of a unit: 32 for each warp
+constexpr int MAX_CHUNKS = 96;            // that a position may see
 constexpr int MAX_ROWS = 128;
 constexpr int MAX_LAYERS = 64;
 constexpr int INT8_PIECE_BYTES = 1024;    // 16 rows of weights by 64 k in 8 bits
@@ -73,8 +74,8 @@ struct DecoderPass {
     real16* attended;                // activations, k = n_heads * HEAD_DIM
     real16* activated;               // activations, k = hidden
     float* slices;                   // [SPLITS][dim / 16][MAX_ROWS][16]
-    float* partial;                  // [MAX_ROWS][n_kv_heads][max_chunks][heads per kv head][HEAD_DIM]
-    float2* partial_stats;           // [MAX_ROWS][n_kv_heads][max_chunks][heads per kv head] highest score, sum
+    float* partial;                  // [rows of the largest kernel][n_kv_heads][max_chunks][heads per kv head][HEAD_DIM]
+    float2* partial_stats;           // the same without HEAD_DIM: highest score, sum
     uint32_t* counters;              // [4 + dim / 16] barrier, blocks that are done, and from [4] on those of tiles
     // results
     unsigned long long* best;        // [rows of the head] the largest logit and its id, see `ranking_key`

@@ -67,7 +67,7 @@ __device__ __forceinline__ void prefetch_units(const DecoderPass& p, const Share
     }
 }
 
-// Of shared memory, for a team.
+// Of the sums' place in shared memory, for a team: pass.rs sees to it that there is room for two.
 constexpr int TEAM_BYTES = TEAM_WARPS * 16 * (32 * sizeof(real16) + 2 * sizeof(float));
 
 __device__ __forceinline__ void attention_unit(const DecoderPass& p, const AttentionUnit& unit, char* shared, int team, int warp,
@@ -204,7 +204,7 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
     team_sync(team);  // shared memory is free for the next unit
 }
 
-// Adds the chunks of every (row, query head), in their order: a warp each, four features a lane; at most 96 chunks.
+// Adds the chunks of every (row, query head), in their order: a warp each, four features a lane.
 __device__ void combine_chunks(const DecoderPass& p, const Shared& s, int rows, int warp, int lane) {
     const int heads = p.n_heads / p.n_kv_heads;
     for (int item = blockIdx.x + gridDim.x * warp; item < rows * p.n_heads; item += gridDim.x * WARPS) {
@@ -221,20 +221,21 @@ __device__ void combine_chunks(const DecoderPass& p, const Shared& s, int rows, 
         float4 ahead[AHEAD];
 #pragma unroll
         for (int c = 0; c < AHEAD; c++) ahead[c] = c < n ? part_of(c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        float2 stats[3];  // of chunks lane, lane + 32, ...
+        float2 stats[MAX_CHUNKS / 32];  // of chunks lane, lane + 32, ...
         float highest = -INFINITY;
 #pragma unroll
-        for (int i = 0; i < 3; i++) {
+        for (int i = 0; i < MAX_CHUNKS / 32; i++) {
             stats[i] = lane + i * 32 < n ? __ldcg(&p.partial_stats[at + (lane + i * 32) * heads]) : none;
             highest = fmaxf(highest, stats[i].x);
         }
 #pragma unroll
         for (int o = 16; o > 0; o >>= 1) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, o));
 #pragma unroll
-        for (int i = 0; i < 3; i++) stats[i].x = power_of_two(__fadd_rn(stats[i].x, -highest));
+        for (int i = 0; i < MAX_CHUNKS / 32; i++) stats[i].x = power_of_two(__fadd_rn(stats[i].x, -highest));
         float sum = 0.0f;
         float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         auto add = [&](int c, float4 part) {
+            static_assert(MAX_CHUNKS == 96);
             const float2 own = c < 32 ? stats[0] : c < 64 ? stats[1] : stats[2];
             const float weight = __shfl_sync(~0u, own.x, c & 31);
             sum = __fmaf_rn(weight, __shfl_sync(~0u, own.y, c & 31), sum);

@@ -375,7 +375,7 @@ impl Decoder {
             let n_each = if self.options.graphs { phases.len().max(1) } else { 1 };
             let pass = self.with_weights(&pass, index);
             phases.step_by(n_each).try_for_each(|first| {
-                // SAFETY: the scratch memory holds MAX_ROWS rows of every width used here, the rows' addresses are those of
+                // SAFETY: the scratch memory holds as many rows as the largest kernel takes, the rows' addresses are those of
                 // open streams whose rings hold their positions, and matrices have the sizes that the parameters say.
                 unsafe { self.kernels.launch(index, &pass, first..first + n_each) }
             })

@@ -22,7 +22,7 @@ use crate::model::weights::{LayerWeights, Tensor};
 
 /// Widths of matrices and rows in memory are multiples of this.
 const ALIGN: usize = 64;
-/// Rows of a pass, at most.
+/// Rows of a pass, at most; every GPU has a kernel whose attention takes so many.
 pub const ROWS: usize = 64;
 const _: () = assert!(ROWS <= MAX_ROWS);
 /// Shapes remembered.

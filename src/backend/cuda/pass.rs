@@ -22,7 +22,7 @@ const LAYER_PHASES: usize = 5;
 pub const MAX_LAYERS: usize = 64;
 /// (row, head) pairs of an attention unit.
 const UNIT_ROWS: usize = 16;
-/// Chunks of the cache that a position may see.
+/// Chunks of the cache that a position may see, as in `kernels/decoder.cuh`.
 const MAX_CHUNKS: usize = 96;
 const THREADS: u32 = 384;
 /// k of a piece of weights.
@@ -37,8 +37,11 @@ const WIDENED_PIECE_BYTES: u32 = 2048;
 /// Bytes of the barriers of the wide kernel.
 const WIDE_BARRIER_BYTES: u32 = 512;
 const MAX_STAGES: u32 = 17;
-/// Stages that are asked for at once, at most; a ring has as many, or the kernel would lose count of those that have landed.
+/// Stages that are asked for at once, at most, as in `kernels/decoder_ring.cuh`; a ring has as many, or the kernel would lose count
+/// of those that have landed. GPUs of compute capability 12.0 have no room for more in kernels for 17 rows and more.
 const IN_FLIGHT: u32 = 4;
+/// Of the sums' place, for units of attention under way (`kernels/decoder_attention.cuh`).
+const UNIT_BYTES: u32 = 2 * 4608;
 const SHARED_BYTES: u32 = 5120;
 /// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
 const ROOMY_SUM_BYTES: u32 = 48 << 10;
@@ -76,6 +79,7 @@ const VARIANTS: [Variant; 6] = [
 
 impl Variant {
     const fn narrow(names: [&'static str; 2], max_rows: usize, sum_bytes: u32) -> Self {
+        assert!(sum_bytes >= UNIT_BYTES);
         Self { names, max_rows, sum_bytes, x_stages: 0, hopper: false }
     }
 
