@@ -64,7 +64,8 @@ const ROWS_AT: usize = GROUPS_AT + MAX_ROWS * size_of::<Group>();
 const INPUT_BYTES: usize = ROWS_AT + MAX_ROWS * size_of::<Row>();
 
 impl Scratch {
-    /// For passes of up to `n_rows` rows.
+    /// `n_rows` are those of the largest kernel. Only sums of attention take so much memory that it matters; the rest has room
+    /// for [`MAX_ROWS`], by which the kernels' layouts go.
     fn new(device: &Arc<Device>, d: &TransformerParams, n_rows: usize) -> Result<Self> {
         let f16 = |width: usize| device.alloc_zeros(MAX_ROWS * columns(width) * 2);
         let tiles = d.dim.div_ceil(16);

@@ -40,8 +40,9 @@ const MAX_STAGES: u32 = 17;
 /// Stages that are asked for at once, at most, as in `kernels/decoder_ring.cuh`; a ring has as many, or the kernel would lose count
 /// of those that have landed. GPUs of compute capability 12.0 have no room for more in kernels for 17 rows and more.
 const IN_FLIGHT: u32 = 4;
-/// Of the sums' place, for units of attention under way (`kernels/decoder_attention.cuh`).
-const UNIT_BYTES: u32 = 2 * 4608;
+/// Of the sums' place, for the units of a block's two teams: four warps' probabilities of 32 positions, maxima and sums
+/// (`kernels/decoder_attention.cuh`).
+const UNIT_BYTES: u32 = 2 * 4 * UNIT_ROWS as u32 * (32 * 2 + 2 * 4);
 const SHARED_BYTES: u32 = 5120;
 /// Bytes of sums that wait to be added with many rows, where that leaves room for [`ROOMY_STAGES`]: fewer rounds.
 const ROOMY_SUM_BYTES: u32 = 48 << 10;
@@ -77,9 +78,16 @@ const VARIANTS: [Variant; 6] = [
     },
 ];
 
+const _: () = {
+    let mut i = 0;
+    while i < VARIANTS.len() {
+        assert!(VARIANTS[i].sum_bytes >= UNIT_BYTES);
+        i += 1;
+    }
+};
+
 impl Variant {
     const fn narrow(names: [&'static str; 2], max_rows: usize, sum_bytes: u32) -> Self {
-        assert!(sum_bytes >= UNIT_BYTES);
         Self { names, max_rows, sum_bytes, x_stages: 0, hopper: false }
     }
 

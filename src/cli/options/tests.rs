@@ -304,7 +304,7 @@ fn the_environment_is_read_here_only() {
     while let Some(path) = rest.pop() {
         if path.is_dir() {
             rest.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        } else if !path.ends_with("cli/options/mod.rs") && !path.ends_with("tests.rs") {
+        } else if !["mod.rs", "tests.rs"].iter().any(|name| path.ends_with(Path::new("cli/options").join(name))) {
             let text = std::fs::read_to_string(&path).unwrap();
             assert!(!text.contains("env::var"), "{} reads the environment", path.display());
         }

@@ -561,8 +561,6 @@ fn every_phase_is_what_the_cpu_computes_over_more_chunks_than_a_warp_has_lanes()
 /// Times of whole passes at the real model's size, whose weights are random numbers made here: no checkpoint is needed.
 ///
 ///     cargo test --features gpu-tests --lib -- --ignored --nocapture times_of_full_size_passes
-///
-/// `PASSES` names those to time: streams, rows of each and the position of the first, as in `PASSES=1x1x2300,32x1x64`.
 #[test]
 #[ignore = "takes times, with 8 GB of weights"]
 fn times_of_full_size_passes() {
@@ -669,15 +667,7 @@ fn times_of_full_size_passes() {
     let time = |what: &str, spans: &[(usize, usize)], kernels: &PassKernels| {
         time_with(what, spans, kernels, kernels.index(spans.iter().map(|(_, n)| n).sum()));
     };
-    if let Ok(passes) = std::env::var("PASSES") {
-        for pass in passes.split(',') {
-            let numbers: Vec<usize> = pass.split('x').map(|n| n.parse().expect("a number")).collect();
-            let [streams, n, position] = numbers[..] else { panic!("{pass}: not streams x rows x position") };
-            time(pass, &vec![(position, n); streams], &decoder.kernels);
-        }
-        return;
-    }
-    for position in [64, 1170, 2300] {
+    for position in [64, 600, 1170, 2300] {
         time(&format!("step at {position} positions"), &[(position, 1)], &decoder.kernels);
         time(&format!("step at {position} positions, head in 8 bits"), &[(position, 1)], &int8_kernels);
     }
@@ -691,5 +681,6 @@ fn times_of_full_size_passes() {
         time(&format!("{n} streams"), &vec![(64, 1); n], &decoder.kernels);
         time(&format!("{n} streams, head in 8 bits"), &vec![(64, 1); n], &int8_kernels);
     }
+    time("8 streams at 700 positions", &[(700, 1); 8], &decoder.kernels);
     time("32 streams at 2300 positions", &[(2300, 1); 32], &decoder.kernels);
 }
