@@ -114,88 +114,73 @@ fn encoder(cuda: &mut Cuda, model: &Model) {
     }
 }
 
-fn decode(cuda: &mut Cuda, stream: &mut CudaStream, inputs: &[u32]) {
-    let predict_from = inputs.len() - 1;
-    cuda.decode(&mut [Span {
+/// A pass of `n_rows` rows of each stream; how long until predictions after the last `n_predicted` of them are on the host.
+fn decode(cuda: &mut Cuda, streams: &mut [CudaStream], n_rows: usize, n_predicted: usize) -> Duration {
+    let inputs = vec![32; n_rows];
+    let span = |stream| Span {
         stream,
-        inputs,
-        predict_from,
+        inputs: &inputs,
+        predict_from: n_rows - n_predicted,
         drafts_from: usize::MAX,
         n_top: 1,
         predictions: Vec::new(),
-    }])
-    .unwrap();
+    };
+    let mut spans: Vec<_> = streams.iter_mut().map(span).collect();
+    timed(|| cuda.decode(&mut spans).unwrap())
+}
+
+/// The median of passes with predictions after all rows, which begin at the position where the streams are and leave them there.
+fn pass_time(cuda: &mut Cuda, streams: &mut [CudaStream], n_rows: usize) -> Duration {
+    let position = streams[0].position();
+    median_of(50, || {
+        let time = decode(cuda, streams, n_rows, n_rows);
+        for stream in streams.iter_mut() {
+            cuda.rewind(stream, position);
+        }
+        time
+    })
 }
 
 fn decoder(cuda: &mut Cuda, model: &Model) {
     let mel = frames(model, 2500);
     let bytes = cuda.decoder_bytes() as f64;
-    let report = |what: String, time: Duration| {
-        println!("{what}: {:.3} ms, {:.0} GB/s of weights", ms(time), bytes / time.as_secs_f64() / 1e9);
-    };
-    let ready = |cuda: &mut Cuda| {
+    let rate = |time: Duration| bytes / time.as_secs_f64() / 1e9;
+    let open = |cuda: &mut Cuda, n_tokens: usize| {
         let mut stream = cuda.open(Delay::DEFAULT).unwrap();
-        cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: &mel }]).unwrap();
+        let log_mel = &mel[..n_tokens * 8 * model.params.n_mels];
+        cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel }]).unwrap();
         stream
     };
-    let prompt = vec![32; 39];
-    let time = median_of(5, || {
-        let mut stream = ready(cuda);
-        timed(|| decode(cuda, &mut stream, &prompt))
+    let prompt = median_of(5, || {
+        let mut stream = open(cuda, 200);
+        decode(cuda, std::slice::from_mut(&mut stream), 39, 1)
     });
-    report("prefill of 39 positions".into(), time);
+    println!("prefill of 39 positions: {:.3} ms, {:.0} GB/s of weights", ms(prompt), rate(prompt));
 
-    let mut stream = ready(cuda);
-    decode(cuda, &mut stream, &prompt);
-    for kv in [64, 1170, 2300] {
-        let mut position = stream.position();
-        while position + 64 <= kv {
-            decode(cuda, &mut stream, &[32; 64]);
-            position += 64;
+    let mut stream = open(cuda, 2500);
+    let mut step = Duration::ZERO;
+    for position in [64, 1170, 2300] {
+        let stream = std::slice::from_mut(&mut stream);
+        while stream[0].position() < position {
+            let n_rows = (position - stream[0].position()).min(64);
+            decode(cuda, stream, n_rows as usize, 1);
         }
-        let time = median_of(50, || timed(|| decode(cuda, &mut stream, &[32])));
-        report(format!("step at {kv} positions"), time);
+        let time = pass_time(cuda, stream, 1);
+        println!("step at {position} positions: {:.3} ms, {:.0} GB/s of weights", ms(time), rate(time));
+        if position == 64 {
+            step = time;
+        }
     }
-    for n in [2, 4, 8, 16, 32, 64] {
-        let mut stream = ready(cuda);
-        decode(cuda, &mut stream, &[32; 64]);
-        let time = median_of(20, || {
-            let mut span = Span {
-                stream: &mut stream,
-                inputs: &vec![32; n],
-                predict_from: 0,
-                drafts_from: usize::MAX,
-                n_top: 1,
-                predictions: Vec::new(),
-            };
-            timed(|| cuda.decode(std::slice::from_mut(&mut span)).unwrap())
-        });
-        report(format!("pass of {n} rows, one stream"), time);
-    }
-    for n in [8, 32] {
-        let mut streams: Vec<_> = (0..n)
-            .map(|_| {
-                let mut stream = cuda.open(Delay::DEFAULT).unwrap();
-                cuda.encode(&mut [EncodeChunk { stream: &mut stream, log_mel: &mel[..200 * 8 * 128] }]).unwrap();
-                decode(cuda, &mut stream, &[32; 64]);
-                stream
-            })
-            .collect();
-        let time = median_of(20, || {
-            let mut spans: Vec<_> = streams
-                .iter_mut()
-                .map(|stream| Span {
-                    stream,
-                    inputs: &[32],
-                    predict_from: 0,
-                    drafts_from: usize::MAX,
-                    n_top: 1,
-                    predictions: Vec::new(),
-                })
-                .collect();
-            timed(|| cuda.decode(&mut spans).unwrap())
-        });
-        report(format!("pass of {n} rows, as many streams"), time);
+    for (n_streams, n_rows) in [(1, 2), (1, 4), (1, 8), (1, 16), (1, 32), (1, 64), (8, 1), (32, 1)] {
+        let mut streams: Vec<_> = (0..n_streams).map(|_| open(cuda, 200)).collect();
+        decode(cuda, &mut streams, 64, 1);
+        let time = pass_time(cuda, &mut streams, n_rows);
+        println!(
+            "{n_streams} streams at 64 positions, {n_rows} rows each: {:.3} ms, {:.2} steps, {:.0} GB/s of weights",
+            ms(time),
+            time.as_secs_f64() / step.as_secs_f64(),
+            rate(time),
+        );
     }
 }
 

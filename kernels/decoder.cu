@@ -142,8 +142,8 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             };
             int first = 0, u = unit_from(first);
             AttentionUnit unit;
-            // found before the other blocks are waited for, where there are registers to keep it in
-            constexpr bool EARLY = NT <= 4;
+            // found before the other blocks are waited for, where that doesn't cost registers that products lack
+            constexpr bool EARLY = NT <= 4 || !TRADE_REGISTERS;
             if (EARLY && u < units) unit = attention_unit_of(p, s, n_groups, layer, u);
             if (phase > p.phase_begin) grid_wait(p.counters, target);
             if (!EARLY && u < units) unit = attention_unit_of(p, s, n_groups, layer, u);

@@ -267,7 +267,11 @@ __device__ __forceinline__ void block_sync() { asm volatile("bar.sync 1, %0;" ::
 
 // The barrier of the warps of a team.
 __device__ __forceinline__ void team_sync(int team) {
-    asm volatile("bar.sync %0, %1;" ::"r"(2 + team), "n"(TEAM_WARPS * 32) : "memory");
+    if (team == 0) {
+        asm volatile("bar.sync 2, %0;" ::"n"(TEAM_WARPS * 32) : "memory");
+    } else {
+        asm volatile("bar.sync 3, %0;" ::"n"(TEAM_WARPS * 32) : "memory");
+    }
 }
 
 // The grid's barrier in two halves; between them a block may prepare what does not depend on others.

@@ -215,7 +215,7 @@ __device__ void combine_chunks(const DecoderPass& p, const Shared& s, int rows, 
             (static_cast<size_t>(row) * p.n_kv_heads + head / heads) * p.max_chunks * heads + head % heads;
         const float2 none = make_float2(-INFINITY, 0.0f);
         // of the first chunks all is on its way at once
-        constexpr int AHEAD = 20;
+        constexpr int AHEAD = TRADE_REGISTERS ? 20 : 8;
         const float4* partial = reinterpret_cast<const float4*>(p.partial + at * HEAD_DIM) + lane;
         auto part_of = [&](int c) { return __ldcg(partial + static_cast<size_t>(c) * heads * (HEAD_DIM / 4)); };
         float4 ahead[AHEAD];

@@ -4,11 +4,16 @@
 
 #include "decoder.cuh"
 
-// Stages that are asked for and not there yet, at most: enough to keep the memory busy, and fewer for a block with half a ring
-// of stages to multiply with, which can wait for those that have none. Behind all that the ring has room for, everybody
-// else's loads, stores and atomics would queue, for microseconds at every barrier. A ring has no fewer stages.
+// Stages that are asked for and not there yet, at most: enough to keep the memory busy. Behind all that the ring has room for,
+// everybody else's loads, stores and atomics would queue, for microseconds at every barrier. A ring has no fewer stages.
+#if BULK_COPY
 constexpr int IN_FLIGHT = 4;
+// Of a block with half a ring of stages to multiply with, which can wait for those that have none.
 constexpr int IN_FLIGHT_STOCKED = 2;
+#else
+// A warp that copies itself has no time to look how much there is.
+constexpr int IN_FLIGHT = 3;
+#endif
 
 // The part of a product that this block does.
 struct Share {
@@ -119,25 +124,26 @@ struct Ring {
     // The ninth warp's work: fills the ring.
     template <int TG, bool INT8_HEAD>
     __device__ __forceinline__ void fill(const DecoderPass& p, int lane) {
-        int done = 0, landed = 0;
+        int done = 0;
         Ring landing(stages);  // where the oldest stage in flight is
-        const int half = p.stages / 2;
-        Ring behind(stages);  // half a ring behind
 #if BULK_COPY
         if (lane != 0) return;
         const uint64_t policy = evict_first_policy();
+        int landed = 0;
+        const int half = p.stages / 2;
+        Ring behind(stages);  // half a ring behind
 #endif
         walk<TG, INT8_HEAD>(p, [&](const char* from, int bytes) {
+#if BULK_COPY
             int in_flight = IN_FLIGHT;
             if (done >= half) {
-                bool stocked = !barrier_test(empty(behind.slot), behind.parity);
-#if !BULK_COPY
-                stocked = __any_sync(~0u, stocked);
-#endif
-                if (stocked) in_flight = IN_FLIGHT_STOCKED;
+                if (!barrier_test(empty(behind.slot), behind.parity)) in_flight = IN_FLIGHT_STOCKED;
                 behind.advance(p);
             }
             for (; done - landed >= in_flight; landed++) landing.wait(), landing.advance(p);
+#else
+            if (done >= IN_FLIGHT) landing.wait(), landing.advance(p);
+#endif
             if (done >= p.stages) barrier_wait(empty(slot), parity ^ 1);
             char* to = stages + slot * STAGE_BYTES;
 #if BULK_COPY
