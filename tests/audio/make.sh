@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the fixtures of tests/audio_input.rs from one synthetic signal, a linear sweep from 200 Hz to 6 kHz in one
+# Makes the fixtures of tests/audio_input from one synthetic signal, a linear sweep from 200 Hz to 6 kHz in one
 # second at half of full scale; the test computes the same signal and compares. Needs ffmpeg with libmp3lame,
 # libvorbis and libopus. Run inside this folder.
 set -eu
