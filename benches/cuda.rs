@@ -152,25 +152,21 @@ fn decoder(cuda: &mut Cuda, model: &Model) {
         stream
     };
     let prompt = median_of(5, || {
-        let mut stream = open(cuda, 200);
-        decode(cuda, std::slice::from_mut(&mut stream), 39, 1)
+        let mut stream = [open(cuda, 200)];
+        decode(cuda, &mut stream, 39, 1)
     });
     println!("prefill of 39 positions: {:.3} ms, {:.0} GB/s of weights", ms(prompt), rate(prompt));
 
-    let mut stream = open(cuda, 2500);
-    let mut step = Duration::ZERO;
-    for position in [64, 1170, 2300] {
-        let stream = std::slice::from_mut(&mut stream);
+    let mut stream = [open(cuda, 2500)];
+    let [step, ..] = [64, 1170, 2300].map(|position| {
         while stream[0].position() < position {
             let n_rows = (position - stream[0].position()).min(64);
-            decode(cuda, stream, n_rows as usize, 1);
+            decode(cuda, &mut stream, n_rows as usize, 1);
         }
-        let time = pass_time(cuda, stream, 1);
+        let time = pass_time(cuda, &mut stream, 1);
         println!("step at {position} positions: {:.3} ms, {:.0} GB/s of weights", ms(time), rate(time));
-        if position == 64 {
-            step = time;
-        }
-    }
+        time
+    });
     for (n_streams, n_rows) in [(1, 2), (1, 4), (1, 8), (1, 16), (1, 32), (1, 64), (8, 1), (32, 1)] {
         let mut streams: Vec<_> = (0..n_streams).map(|_| open(cuda, 200)).collect();
         decode(cuda, &mut streams, 64, 1);

@@ -265,7 +265,7 @@ __device__ __forceinline__ void copy_wait_all() { asm volatile("cp.async.wait_al
 // The barrier of the warps that compute.
 __device__ __forceinline__ void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
-// The barrier of the warps of a team.
+// The barrier of the warps of a team. Its number is a constant, or the compiler takes all sixteen.
 __device__ __forceinline__ void team_sync(int team) {
     if (team == 0) {
         asm volatile("bar.sync 2, %0;" ::"n"(TEAM_WARPS * 32) : "memory");

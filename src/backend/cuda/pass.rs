@@ -37,7 +37,7 @@ const WIDENED_PIECE_BYTES: u32 = 2048;
 /// Bytes of the barriers of the wide kernel.
 const WIDE_BARRIER_BYTES: u32 = 512;
 const MAX_STAGES: u32 = 17;
-/// Stages that are asked for at once, at most, as in `kernels/decoder_ring.cuh`; a ring has as many, or the kernel would lose count
+/// Stages that are asked for at once, at most, the larger in `kernels/decoder_ring.cuh`; a ring has as many, or the kernel would lose count
 /// of those that have landed. GPUs of compute capability 12.0 have no room for more in kernels for 17 rows and more.
 const IN_FLIGHT: u32 = 4;
 /// Of the sums' place, for the units of a block's two teams: four warps' probabilities of 32 positions, maxima and sums
