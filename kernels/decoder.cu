@@ -134,13 +134,15 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         if (kind == ATTENTION) {
             const int units = s.prefix[n_groups] * p.n_kv_heads;
             const int team = warp / TEAM_WARPS, n_teams = gridDim.x * (WARPS / TEAM_WARPS);
-            // the team's unit of those from `first` on, or `units` or more where it has none: both teams of a block take one
+            // a team's unit of those from `first` on, or `units` or more where it has none: both teams of a block take one
             // where there are more units than blocks; otherwise only first teams do, and no block has more than one
-            auto unit_from = [&](int first) {
+            auto unit_from = [&](int first, int team) {
                 if (units - first > static_cast<int>(gridDim.x)) return first + blockIdx.x * (WARPS / TEAM_WARPS) + team;
                 return team == 0 ? first + blockIdx.x : units;
             };
-            int first = 0, u = unit_from(first);
+            const int last = (units - 1) / n_teams * n_teams;
+            if (unit_from(last, 0) < units && unit_from(last, team) >= units) without_unit(team);
+            int first = 0, u = unit_from(first, team);
             AttentionUnit unit;
             // found before the other blocks are waited for, where that doesn't cost registers that products lack
             constexpr bool EARLY = NT <= 4 || !TRADE_REGISTERS;
@@ -149,7 +151,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             if (!EARLY && u < units) unit = attention_unit_of(p, s, n_groups, layer, u);
             while (u < units) {
                 attention_unit(p, unit, sum_area, team, warp % TEAM_WARPS, lane);
-                u = unit_from(first += n_teams);
+                u = unit_from(first += n_teams, team);
                 if (u < units) unit = attention_unit_of(p, s, n_groups, layer, u);
             }
             if (s.prefix[n_groups] > n_groups) {
@@ -485,7 +487,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #pragma unroll
                                     for (int j = 0; j < NT; j++) mma_k32(acc[j], w, b[I][j][half]);
                                 }
-                                Ring::release(held, lane);
+                                Ring::release(held);
                                 held = next;
                             };
                             static_assert(STEPS == 9, "the cases below");
@@ -543,7 +545,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
 #pragma unroll
                                 for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w, b[j][half]);
                             }
-                            Ring::release(held, lane);
+                            Ring::release(held);
                         }
                         if constexpr (AHEAD) {
 #pragma unroll

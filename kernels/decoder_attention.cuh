@@ -67,6 +67,8 @@ __device__ __forceinline__ void prefetch_units(const DecoderPass& p, const Share
     }
 }
 
+constexpr int UNIT_BARRIERS = 3;  // that a team passes in a unit
+
 // Of the sums' place in shared memory, for a team: pass.rs sees to it that there is room for two.
 constexpr int TEAM_BYTES = TEAM_WARPS * 16 * (32 * sizeof(real16) + 2 * sizeof(float));
 
@@ -202,6 +204,12 @@ __device__ __forceinline__ void attention_unit(const DecoderPass& p, const Atten
         }
     }
     team_sync(team);  // shared memory is free for the next unit
+}
+
+// For a team that has no unit while the block's other one has: it passes as many barriers, because racecheck takes threads
+// for unordered that have passed different numbers of them, even behind a barrier of all.
+__device__ __forceinline__ void without_unit(int team) {
+    for (int i = 0; i < UNIT_BARRIERS; i++) team_sync(team);
 }
 
 // Adds the chunks of every (row, query head), in their order: a warp each, four features a lane.

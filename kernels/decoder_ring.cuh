@@ -94,7 +94,7 @@ struct Ring {
     __device__ __forceinline__ static void initialise(const DecoderPass& p) {
         for (int i = 0; i < p.stages; i++) {
             barrier_init(full(i), BULK_COPY ? 1 : 32);
-            barrier_init(empty(i), WARPS);
+            barrier_init(empty(i), THREADS);
         }
     }
     __device__ __forceinline__ void advance(const DecoderPass& p) {
@@ -163,7 +163,7 @@ struct Ring {
     }
     __device__ __forceinline__ void wait() const { barrier_wait(full(slot), parity); }
     // Waits for the next stage and reads the lane's part of the warp's piece of it. `release` gives the slot back that this
-    // returns, after a product with what was read: the warp does that as one, so every lane has read its part by then.
+    // returns: every lane for itself, which takes no longer than one lane for its warp.
     template <bool INT8>
     __device__ __forceinline__ int take(const DecoderPass& p, int warp, int lane, Packed<INT8>& to) {
         wait();
@@ -175,7 +175,5 @@ struct Ring {
         advance(p);
         return taken;
     }
-    __device__ __forceinline__ static void release(int slot, int lane) {
-        if (lane == 0) barrier_arrive(empty(slot));
-    }
+    __device__ __forceinline__ static void release(int slot) { barrier_arrive(empty(slot)); }
 };

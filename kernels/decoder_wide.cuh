@@ -61,7 +61,7 @@ struct WideRing {
     __device__ __forceinline__ void initialise(const DecoderPass&) const {
         for (int i = 0; i < WIDE_STAGES + MAX_X_STAGES; i++) {
             barrier_init(weights_full(i), 1);
-            barrier_init(weights_empty(i), WARPS);
+            barrier_init(weights_empty(i), THREADS);
         }
     }
     // Calls begin(share, kind) for every product of the launch, then visit(first tile of the group, tiles, piece) for its stages.
@@ -149,7 +149,7 @@ struct WideRing {
         const bool idle = row_warp * Plan::NW * 8 >= rows;
         const int own = idle ? 0 : (tiles - tile_warp + Plan::TILE_WARPS - 1) / Plan::TILE_WARPS;
         if (own == 0) {
-            pass_over(p, share, tiles, lane);
+            pass_over(p, share, tiles);
         } else {
             sums_of<INT8, 1>(own, p, share, tiles, row_warp, tile_warp, lane, total);
         }
@@ -165,20 +165,19 @@ private:
         barrier_wait(weights_full(weights.stage), weights.parity);
         barrier_wait(x_full(x.stage), x.parity);
     }
-    __device__ __forceinline__ void release(int weights_stage, int x_stage, int lane) const {
-        __syncwarp();
-        if (lane == 0) barrier_arrive(weights_empty(weights_stage));
-        if (lane == 1) barrier_arrive(x_empty(x_stage));
+    __device__ __forceinline__ void release(int weights_stage, int x_stage) const {
+        barrier_arrive(weights_empty(weights_stage));
+        barrier_arrive(x_empty(x_stage));
     }
     __device__ __forceinline__ void advance(const DecoderPass& p, int tiles) {
         next_weights(p, tiles);
         x.advance(p.x_stages);
     }
     // For a warp that has nothing to add.
-    __device__ __forceinline__ void pass_over(const DecoderPass& p, const Share& share, int tiles, int lane) {
+    __device__ __forceinline__ void pass_over(const DecoderPass& p, const Share& share, int tiles) {
         for (int i = share.begin; i < share.end; i++) {
             wait();
-            release(weights.stage, x.stage, lane);
+            release(weights.stage, x.stage);
             advance(p, tiles);
         }
     }
@@ -222,7 +221,7 @@ private:
                     const int weights_stage = weights.stage, x_stage = x.stage;
                     left--;
                     work();
-                    release(weights_stage, x_stage, lane);
+                    release(weights_stage, x_stage);
                 }
 #pragma unroll
                 for (int i = 0; i < COUNT; i++) {
