@@ -47,7 +47,7 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], Ring& ring, Rows& ro
         wgmma_commit();
         if (block > 0) {
             wgmma_wait<1>();
-            if (threadIdx.x == 0) ring.give_back_before();
+            if (threadIdx.x < 32) ring.give_back_before();
         }
         ring.advance();
     };
@@ -58,7 +58,7 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], Ring& ring, Rows& ro
     if (BLOCKS > 2 && n_blocks % BLOCKS > 0) add(std::integral_constant<int, 2>{}, n_blocks - 2);
     wgmma_wait<0>();
     pin(d);
-    if (threadIdx.x == 0) ring.give_back_before();
+    if (threadIdx.x < 32) ring.give_back_before();
 }
 
 // The warp that fills the ring.
@@ -171,11 +171,8 @@ __device__ __forceinline__ void attend(const EncoderLayers& p, const Segment& s,
     float out[HEAD_DIM / 8][4];
     attend_block<HEAD_DIM>(x, out, queries, keys, values, unit.block, s.position + lane / 4, p.window, p.scale, true);
     fence_async();
-    __syncwarp();
-    if (lane == 0) {
-        ring.give_back();
-        next.give_back();
-    }
+    ring.give_back();
+    next.give_back();
     if (lane / 4 >= s.n_rows) return;
     Word* to = found_of(p, unit, unit.block) + lane / 4 * (HEAD_DIM / 2) + lane % 4;
 #pragma unroll
@@ -462,7 +459,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) encoder_layers(const __
     if (threadIdx.x == 0) {
         for (int i = 0; i < SLOTS; i++) {
             barrier_init(shared_address(m.full + i), 1);
-            barrier_init(shared_address(m.empty + i), 1);
+            barrier_init(shared_address(m.empty + i), 32);
         }
         for (int i = 0; i < CHUNK_BARRIERS; i++) barrier_init(shared_address(m.x_full + i), 4);
         barrier_init_fence();

@@ -225,6 +225,7 @@ struct Ring {
     __device__ __forceinline__ uint32_t place() const { return slots + slot * SLOT_BYTES; }
     __device__ __forceinline__ void wait_full() const { barrier_wait(full + slot * 8, parity); }
     __device__ __forceinline__ void wait_empty() const { barrier_wait(empty + slot * 8, parity ^ 1); }
+    // A warp's work, every lane of which does it for itself, as in decoder_ring.cuh.
     __device__ __forceinline__ void give_back() const { barrier_arrive(empty + slot * 8); }
     __device__ __forceinline__ void give_back_before() const {
         barrier_arrive(empty + (slot == 0 ? SLOTS - 1 : slot - 1) * 8);
