@@ -31,16 +31,20 @@ fn run(script: &str, arguments: &[&str], environment: &[(&str, &str)]) -> (i32, 
     (output.status.code().unwrap(), String::from_utf8(text).unwrap())
 }
 
-/// A program that works like ours but drops a token where this argument is among its own.
-fn liar(dir: &Path, argument: &str) -> String {
-    let path = dir.join("liar");
-    let program = env!("CARGO_BIN_EXE_voxtral");
-    let text = format!(
-        "#!/bin/sh\ncase \" $* \" in *' {argument} '*) {program} \"$@\" | sed 's/ [0-9]*$//' ;; *) {program} \"$@\" ;; esac\n"
-    );
-    std::fs::write(&path, text).unwrap();
+/// A shell script.
+fn program(dir: &Path, name: &str, text: &str) -> String {
+    let path = dir.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     path.display().to_string()
+}
+
+/// A program that works like ours but drops a token where this argument is among its own.
+fn liar(dir: &Path, argument: &str) -> String {
+    let ours = env!("CARGO_BIN_EXE_voxtral");
+    let text =
+        format!("case \" $* \" in *' {argument} '*) {ours} \"$@\" | sed 's/ [0-9]*$//' ;; *) {ours} \"$@\" ;; esac");
+    program(dir, "liar", &text)
 }
 
 #[test]
@@ -117,4 +121,53 @@ fn without_the_device_they_fail() {
         let (code, text) = run(script, &[], &[device, ("VOX_BENCH_SKIP_CPU", "1")]);
         assert!(code != 0 && !text.contains("all well"), "{script}: {text}");
     }
+}
+
+/// With a checker and tests that are made up: the checker finds something in the test `racy`, and `slow` takes long.
+#[test]
+fn sanitizers_see_every_test() {
+    let dir = tempfile::tempdir().unwrap();
+    let checker = program(
+        dir.path(),
+        "checker",
+        r#"tool=$2; shift 4; "$@" || exit
+           case "$tool $*" in
+               racecheck*racy*) echo '========= Error: Race reported'; echo 'RACECHECK SUMMARY: 1 hazard displayed'; exit 9 ;;
+               racecheck*) echo 'RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)' ;;
+               *) echo 'ERROR SUMMARY: 0 errors' ;;
+           esac"#,
+    );
+    let tests = |name: &str, names: &str| {
+        let list = format!(
+            r#"case "$*" in
+                   *--ignored*) echo 'ignored: test' ;;
+                   *--list*) for name in {names} ignored; do echo "$name: test"; done ;;
+                   *slow*) exec sleep 60 ;;
+                   *ignored*) exit 1 ;;
+               esac"#
+        );
+        program(dir.path(), name, &list)
+    };
+    let run_for = |seconds: &str, arguments: &[&str], device: &str| {
+        let mut command = Command::new(project("scripts/sanitize_cuda.sh"));
+        command.args(arguments).env("VOXTRAL", env!("CARGO_BIN_EXE_voxtral")).env("VOX_BENCH_DEVICE", device);
+        command.env("COMPUTE_SANITIZER", &checker).env("SANITIZE_SECONDS", seconds).env("SANITIZE_JOBS", "2");
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+    };
+    let run = |arguments: &[&str], device: &str| run_for("60", arguments, device);
+    let library = tests("library", "mel::tests::one backend::cuda::racy backend::cuda::calm");
+    let (code, text) = run(&["memcheck,racecheck", &library], "cpu");
+    assert_eq!((code, text.matches("ok ").count(), text.matches("FAIL ").count()), (1, 5, 1), "{text}");
+    assert!(text.contains("FAIL  racecheck backend::cuda::racy\n========= Error: Race reported"), "{text}");
+    let (code, text) = run(&["memcheck", &tests("calm", "a b c")], "cpu");
+    assert_eq!((code, text.matches("ok ").count()), (0, 4), "{text}");
+    let (code, text) = run_for("2", &["memcheck", &tests("late", "a slow")], "cpu");
+    assert!(code == 1 && text.contains("FAIL  memcheck slow\nstopped after 2 s"), "{text}");
+    // the live audio does not work, although its checker is content
+    let (code, text) = run(&["memcheck", &tests("calm", "a")], "cuda:9999");
+    assert!(code == 1 && text.contains("FAIL  memcheck live audio"), "{text}");
+    assert_eq!(run(&["lint", &library], "cpu").0, 2);
+    assert_eq!(run(&["memcheck", "/no/such/program"], "cpu").0, 2);
 }
