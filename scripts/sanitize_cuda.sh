@@ -4,7 +4,7 @@
 #     scripts/sanitize_cuda.sh [TOOL[,TOOL...] [TEST_PROGRAM...]]
 #
 # Without arguments: memcheck, initcheck, synccheck and racecheck, and the tests of the library's kernels and of
-# tests/cuda.rs, which are built. racecheck takes hours for all.
+# tests/cuda.rs, which are built. racecheck takes minutes for a test of a kernel, and long for those of tests/cuda.rs.
 #
 # COMPUTE_SANITIZER       the program
 # SANITIZE_SECONDS        after which a test is stopped, which then counts as failed (600)
