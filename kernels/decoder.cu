@@ -136,10 +136,11 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             const int team = warp / TEAM_WARPS, n_teams = gridDim.x * (WARPS / TEAM_WARPS);
             // a team's unit of those from `first` on, or `units` or more where it has none: both teams of a block take one
             // where there are more units than blocks; otherwise only first teams do, and no block has more than one
-            auto unit_from = [&](int first, int team) {
-                if (units - first > static_cast<int>(gridDim.x)) return first + blockIdx.x * (WARPS / TEAM_WARPS) + team;
-                return team == 0 ? first + blockIdx.x : units;
+            auto unit_from = [&](int first, int of) {
+                if (units - first > static_cast<int>(gridDim.x)) return first + blockIdx.x * (WARPS / TEAM_WARPS) + of;
+                return of == 0 ? first + blockIdx.x : units;
             };
+            // teams differ in nothing but the last round
             const int last = (units - 1) / n_teams * n_teams;
             if (unit_from(last, 0) < units && unit_from(last, team) >= units) without_unit(team);
             int first = 0, u = unit_from(first, team);

@@ -39,15 +39,27 @@ under() {
     local tool=$1 name=$2 log status=0 start=$SECONDS
     shift 2
     log=$(mktemp -p "$scratch")
-    timeout -k 10 "$seconds" "$sanitizer" --tool "$tool" --error-exitcode 9 "$@" <"$scratch/second" >"$log" 2>&1 || status=$?
+    timeout -k 10 "$seconds" "$sanitizer" --tool "$tool" --error-exitcode 9 "$@" <"$scratch/second" >"$log" 2>&1 &
+    # shellcheck disable=SC2064 # of this process
+    trap "kill $!" TERM
+    wait $! || status=$?
     if ((status == 0)) && grep -q 'SUMMARY: 0 ' "$log"; then
         printf 'ok    %s %s, %d s\n' "$tool" "$name" $((SECONDS - start))
         return
     fi
     ((status == 124 || status == 137)) && printf 'stopped after %d s\n' "$seconds" >>"$log"
-    printf 'FAIL  %s %s\n%s\n' "$tool" "$name" "$(grep -A2 -E 'Error|Warning|SUMMARY|panicked|stopped after|not ' "$log" | tail -30)"
+    printf 'FAIL  %s %s\n%s\n' "$tool" "$name" "$(tail -30 "$log")"
     echo "$name" >>"$scratch/failed"
 }
+# What is under way ends with this script.
+end() {
+    # shellcheck disable=SC2046 # several
+    kill $(jobs -rp) 2>/dev/null || true
+    wait
+    rm -rf "$scratch"
+}
+trap end EXIT
+trap 'exit 130' INT TERM
 # apart COMMAND...: beside at most so many others.
 apart() {
     while (($(jobs -rp | wc -l) >= jobs)); do wait -n || true; done
@@ -60,9 +72,9 @@ live=("$voxtral" -d "$tiny_model" --device "$device" --silent -I 0.1 --stdin --r
 for tool in "${tools[@]}"; do apart under "$tool" 'live audio' "${live[@]}"; done
 for program in "${programs[@]}"; do
     listed=$("$program" --list --format terse) || die "$program does not list its tests"
-    left_out=$("$program" --list --format terse --ignored)
+    left_out=$("$program" --list --format terse --ignored) || die "$program does not list its tests"
     # of the library, what runs on a GPU
-    tests=$(grep ': test$' <<<"$listed" | grep -vxF "$left_out" | sed 's/: test$//')
+    tests=$(grep ': test$' <<<"$listed" | grep -vxF "$left_out" | sed 's/: test$//') || die "$program has no tests"
     if grep -q '^backend::cuda::' <<<"$tests"; then tests=$(grep '^backend::cuda::' <<<"$tests"); fi
     for tool in "${tools[@]}"; do
         for test in $tests; do apart under "$tool" "$test" "$program" --exact "$test" --test-threads 1; done

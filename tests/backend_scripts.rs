@@ -123,12 +123,11 @@ fn without_the_device_they_fail() {
     }
 }
 
-/// With a checker and tests that are made up: the checker finds something in the test `racy`, and `slow` takes long.
-#[test]
-fn sanitizers_see_every_test() {
-    let dir = tempfile::tempdir().unwrap();
-    let checker = program(
-        dir.path(),
+/// A checker that finds something in the test `racy`.
+#[cfg(target_os = "linux")]
+fn checker(dir: &Path) -> String {
+    program(
+        dir,
         "checker",
         r#"tool=$2; shift 4; "$@" || exit
            case "$tool $*" in
@@ -136,27 +135,45 @@ fn sanitizers_see_every_test() {
                racecheck*) echo 'RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)' ;;
                *) echo 'ERROR SUMMARY: 0 errors' ;;
            esac"#,
+    )
+}
+
+/// A test program of these tests, of which `slow` writes its process id into a file and takes long.
+#[cfg(target_os = "linux")]
+fn test_program(dir: &Path, name: &str, tests: &str) -> String {
+    let text = format!(
+        r#"case "$*" in
+               *--ignored*) echo 'ignored: test' ;;
+               *--list*) for name in {tests} ignored; do echo "$name: test"; done ;;
+               *slow*) echo $$ >"{pid}"; exec sleep 60 ;;
+               *ignored*) exit 1 ;;
+           esac"#,
+        pid = dir.join("pid").display()
     );
-    let tests = |name: &str, names: &str| {
-        let list = format!(
-            r#"case "$*" in
-                   *--ignored*) echo 'ignored: test' ;;
-                   *--list*) for name in {names} ignored; do echo "$name: test"; done ;;
-                   *slow*) exec sleep 60 ;;
-                   *ignored*) exit 1 ;;
-               esac"#
-        );
-        program(dir.path(), name, &list)
-    };
+    program(dir, name, &text)
+}
+
+/// The script, with a checker that is made up.
+#[cfg(target_os = "linux")]
+fn sanitize(dir: &Path, seconds: &str, arguments: &[&str], device: &str) -> Command {
+    let mut command = Command::new(project("scripts/sanitize_cuda.sh"));
+    command.args(arguments).env("VOXTRAL", env!("CARGO_BIN_EXE_voxtral")).env("VOX_BENCH_DEVICE", device);
+    command.env("COMPUTE_SANITIZER", checker(dir)).env("SANITIZE_SECONDS", seconds).env("SANITIZE_JOBS", "2");
+    command.stdin(Stdio::null());
+    command
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn sanitizers_see_every_test() {
+    let dir = tempfile::tempdir().unwrap();
     let run_for = |seconds: &str, arguments: &[&str], device: &str| {
-        let mut command = Command::new(project("scripts/sanitize_cuda.sh"));
-        command.args(arguments).env("VOXTRAL", env!("CARGO_BIN_EXE_voxtral")).env("VOX_BENCH_DEVICE", device);
-        command.env("COMPUTE_SANITIZER", &checker).env("SANITIZE_SECONDS", seconds).env("SANITIZE_JOBS", "2");
-        let output = command.stdin(Stdio::null()).output().unwrap();
+        let output = sanitize(dir.path(), seconds, arguments, device).output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         (output.status.code().unwrap(), String::from_utf8(text).unwrap())
     };
     let run = |arguments: &[&str], device: &str| run_for("60", arguments, device);
+    let tests = |name: &str, tests: &str| test_program(dir.path(), name, tests);
     let library = tests("library", "mel::tests::one backend::cuda::racy backend::cuda::calm");
     let (code, text) = run(&["memcheck,racecheck", &library], "cpu");
     assert_eq!((code, text.matches("ok ").count(), text.matches("FAIL ").count()), (1, 5, 1), "{text}");
@@ -168,6 +185,30 @@ fn sanitizers_see_every_test() {
     // the live audio does not work, although its checker is content
     let (code, text) = run(&["memcheck", &tests("calm", "a")], "cuda:9999");
     assert!(code == 1 && text.contains("FAIL  memcheck live audio"), "{text}");
-    assert_eq!(run(&["lint", &library], "cpu").0, 2);
-    assert_eq!(run(&["memcheck", "/no/such/program"], "cpu").0, 2);
+    let none = program(dir.path(), "none", "");
+    for arguments in [["lint", library.as_str()], ["memcheck", "/no/such/program"], ["memcheck", none.as_str()]] {
+        assert_eq!(run(&arguments, "cpu").0, 2, "{arguments:?}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_interrupted_check_leaves_nothing_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let tests = test_program(dir.path(), "late", "slow");
+    let mut script = sanitize(dir.path(), "60", &["memcheck", &tests], "cpu").stdout(Stdio::null()).spawn().unwrap();
+    let wait_until = |what: &str, done: &dyn Fn() -> bool| {
+        let start = std::time::Instant::now();
+        while !done() {
+            assert!(start.elapsed().as_secs() < 30, "{what}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    let pid = || std::fs::read_to_string(dir.path().join("pid")).ok().filter(|text| text.ends_with('\n'));
+    wait_until("the test starts", &|| pid().is_some());
+    let process = format!("/proc/{}", pid().unwrap().trim());
+    assert!(Path::new(&process).exists());
+    assert!(Command::new("kill").arg(script.id().to_string()).status().unwrap().success());
+    assert_eq!(script.wait().unwrap().code(), Some(130));
+    wait_until("the test ends", &|| !Path::new(&process).exists());
 }
