@@ -321,17 +321,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                         store_activation(p.activated, row, tile * 8 + quad * 4, out);
                     }
                 } else {
-                    unsigned long long key = 0;
-                    const float values[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        if (!valid || n + i >= p.vocab) continue;
-                        key = max(key, ranking_key(values[i], n + i));
-                        if (p.logits) p.logits[static_cast<size_t>(row) * p.vocab + n + i] = values[i];
-                    }
-                    key = max(key, __shfl_xor_sync(~0u, key, 1));
-                    key = max(key, __shfl_xor_sync(~0u, key, 2));
-                    if (quad == 0 && valid) atomicMax(&s.best[row], key);
+                    rank_quad(p, s, row, n, y, valid, quad);
                 }
             }
             if (!adds) return;

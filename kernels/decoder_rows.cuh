@@ -39,6 +39,21 @@ __device__ __forceinline__ void store_residual(const DecoderPass& p, int norm, i
     p.squares[static_cast<size_t>((norm & 1) * MAX_ROWS + to) * tiles + n / 16] = square;
 }
 
+// Of the head: the best of a row's logits from n on, four lanes for a tile, and all of them where they are asked for.
+__device__ __forceinline__ void rank_quad(const DecoderPass& p, Shared& s, int row, int n, float4 y, bool valid, int quad) {
+    unsigned long long key = 0;
+    const float values[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (!valid || n + i >= p.vocab) continue;
+        key = max(key, ranking_key(values[i], n + i));
+        if (p.logits) p.logits[static_cast<size_t>(row) * p.vocab + n + i] = values[i];
+    }
+    key = max(key, __shfl_xor_sync(~0u, key, 1));
+    key = max(key, __shfl_xor_sync(~0u, key, 2));
+    if (quad == 0 && valid) atomicMax(&s.best[row], key);
+}
+
 // x = audio + token embedding, and the pass's table of rotations. Also clears the results.
 __device__ void embed(const DecoderPass& p, int rows) {
     const int quads = (p.dim + 15) / 16 * 4;

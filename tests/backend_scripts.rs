@@ -123,7 +123,7 @@ fn without_the_device_they_fail() {
     }
 }
 
-/// A checker that finds something in the test `racy`.
+/// A checker that finds something in the test `racy`, and nothing to look at in `idle` and `dead`.
 #[cfg(target_os = "linux")]
 fn checker(dir: &Path) -> String {
     program(
@@ -131,6 +131,7 @@ fn checker(dir: &Path) -> String {
         "checker",
         r#"tool=$2; shift 4; "$@" || exit
            case "$tool $*" in
+               *idle*|*dead*) echo '========= Error: Target application terminated before first instrumented API call'; exit 9 ;;
                racecheck*racy*) echo '========= Error: Race reported'; echo 'RACECHECK SUMMARY: 1 hazard displayed'; exit 9 ;;
                racecheck*) echo 'RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)' ;;
                *) echo 'ERROR SUMMARY: 0 errors' ;;
@@ -145,6 +146,7 @@ fn test_program(dir: &Path, name: &str, tests: &str) -> String {
         r#"case "$*" in
                *--ignored*) echo 'ignored: test' ;;
                *--list*) for name in {tests} ignored; do echo "$name: test"; done ;;
+               *idle*) echo 'test result: ok. 1 passed' ;;
                *slow*) echo $$ >"{pid}"; exec sleep 60 ;;
                *ignored*) exit 1 ;;
            esac"#,
@@ -180,6 +182,9 @@ fn sanitizers_see_every_test() {
     assert!(text.contains("FAIL  racecheck backend::cuda::racy\n========= Error: Race reported"), "{text}");
     let (code, text) = run(&["memcheck", &tests("calm", "a b c")], "cpu");
     assert_eq!((code, text.matches("ok ").count()), (0, 4), "{text}");
+    let (code, text) = run(&["synccheck", &tests("unchecked", "idle dead")], "cpu");
+    assert_eq!((code, text.matches("ok ").count(), text.matches("FAIL ").count()), (1, 2, 1), "{text}");
+    assert!(text.contains("ok    synccheck idle, which asks nothing of a GPU"), "{text}");
     let (code, text) = run_for("2", &["memcheck", &tests("late", "a slow")], "cpu");
     assert!(code == 1 && text.contains("FAIL  memcheck slow\nstopped after 2 s"), "{text}");
     // the live audio does not work, although its checker is content
