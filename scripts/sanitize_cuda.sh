@@ -33,7 +33,9 @@ named=${#programs[@]}
 if ((named == 0)); then
     built=$(cd "$repository" && cargo test --release --features gpu-tests --lib --test cuda --no-run --message-format=json) ||
         die "cannot build the tests"
-    mapfile -t programs < <(grep -o '"executable":"[^"]*"' <<<"$built" | cut -d'"' -f4)
+    # not the program itself, which is built with them
+    mapfile -t programs < <(grep -v '"kind":\["bin"\]' <<<"$built" | grep -o '"executable":"[^"]*"' | cut -d'"' -f4)
+    ((${#programs[@]} > 0)) || die "cargo built no tests"
 fi
 
 # under TOOL NAME COMMAND...: runs it, the second of audio on stdin, and says how that went.
@@ -43,7 +45,7 @@ under() {
     log=$(mktemp -p "$scratch")
     timeout -k 10 "$seconds" "$sanitizer" --tool "$tool" --error-exitcode 9 "$@" <"$scratch/second" >"$log" 2>&1 &
     # shellcheck disable=SC2064 # of this process
-    trap "kill $!" TERM
+    trap "kill $! 2>/dev/null" TERM
     wait $! || status=$?
     if grep -q 'test result: ok' "$log" && grep -q 'terminated before first instrumented API call' "$log"; then
         printf 'ok    %s %s, which asks nothing of a GPU\n' "$tool" "$name"
@@ -84,7 +86,10 @@ for program in "${programs[@]}"; do
     library=$(grep '^backend::cuda::' <<<"$tests") || library=
     tests=${library:-$tests}
     for tool in "${tools[@]}"; do
-        if [[ $tool = racecheck && -z $library ]] && ((named == 0)); then continue; fi
+        if [[ $tool = racecheck && -z $library ]] && ((named == 0)); then
+            printf -- '-     racecheck of %s, left out\n' "$program"
+            continue
+        fi
         for test in $tests; do apart under "$tool" "$test" "$program" --exact "$test" --test-threads 1; done
     done
 done

@@ -194,6 +194,40 @@ fn sanitizers_see_every_test() {
     for arguments in [["lint", library.as_str()], ["memcheck", "/no/such/program"], ["memcheck", none.as_str()]] {
         assert_eq!(run(&arguments, "cpu").0, 2, "{arguments:?}");
     }
+    assert_eq!(run_for("soon", &["memcheck", &library], "cpu").0, 2);
+    let mut without_checker = sanitize(dir.path(), "60", &["memcheck", &library], "cpu");
+    assert_eq!(without_checker.env("COMPUTE_SANITIZER", "/no/such/checker").output().unwrap().status.code(), Some(2));
+}
+
+/// With a cargo that is made up.
+#[test]
+#[cfg(target_os = "linux")]
+fn sanitizers_build_the_tests_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], cargo: &str| {
+        program(dir.path(), "cargo", cargo);
+        let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+        let output = sanitize(dir.path(), "60", arguments, "cpu").env("PATH", path).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+    };
+    let artifact = |kind: &str, path: &str| {
+        let target = format!(r#""target":{{"kind":["{kind}"],"test":true}}"#);
+        format!(r#"echo '{{"reason":"compiler-artifact",{target},"executable":{path}}}';"#)
+    };
+    let quoted = |path: &str| format!("\"{path}\"");
+    let artifacts = [
+        artifact("lib", "null"),
+        artifact("lib", &quoted(&test_program(dir.path(), "library", "other backend::cuda::calm"))),
+        artifact("bin", &quoted(env!("CARGO_BIN_EXE_voxtral"))),
+        artifact("test", &quoted(&test_program(dir.path(), "cuda", "whole"))),
+    ]
+    .concat();
+    let (code, text) = run(&[], &artifacts);
+    assert_eq!((code, text.matches("ok ").count(), text.matches("whole").count()), (0, 11, 3), "{text}");
+    assert!(text.contains(&format!("-     racecheck of {}/cuda, left out", dir.path().display())), "{text}");
+    assert_eq!(run(&["memcheck"], &artifact("bin", &quoted(env!("CARGO_BIN_EXE_voxtral")))).0, 2);
+    assert_eq!(run(&["memcheck"], "exit 101").0, 2);
 }
 
 #[test]

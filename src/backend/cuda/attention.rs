@@ -390,7 +390,7 @@ mod tests {
                 // SAFETY: all buffers have the shapes that `a` says.
                 unsafe { attention.launch(device, AttentionKind::Wide, [n_rows, n_tiles], n_heads, &a).unwrap() };
                 device.finish().unwrap();
-                // under compute-sanitizer a launch takes seconds
+                // under compute-sanitizer launches take long
                 if start.elapsed() > Duration::from_secs(10) {
                     break;
                 }
