@@ -3,13 +3,13 @@
 #
 #     scripts/sanitize_cuda.sh [TOOL[,TOOL...] [TEST_PROGRAM...]]
 #
-# Without arguments: memcheck, initcheck, synccheck and racecheck, and the tests of the library's kernels and of
-# tests/cuda.rs, which are built. racecheck takes up to ten minutes for a test of a kernel, and leaves out those of
-# tests/cuda.rs unless that program is named: it keeps tens of GB of so many passes.
+# Without arguments: memcheck, initcheck, synccheck and racecheck, and all tests that run on a GPU, which are built.
+# racecheck takes up to ten minutes for a test of a kernel, and leaves out programs other than the library's unless they
+# are named: it keeps tens of GB of so many passes.
 #
 # COMPUTE_SANITIZER       the program
 # SANITIZE_SECONDS        after which a test is stopped, which then counts as failed (600)
-# SANITIZE_JOBS           tests at once (1)
+# SANITIZE_JOBS           tests at once (1); beside others the test of a thousand files fails, which counts the GPU's memory
 
 set -euo pipefail
 # shellcheck source=scripts/common.sh
@@ -31,8 +31,8 @@ done
 programs=("${@:2}")
 named=${#programs[@]}
 if ((named == 0)); then
-    built=$(cd "$repository" && cargo test --release --features gpu-tests --lib --test cuda --no-run --message-format=json) ||
-        die "cannot build the tests"
+    built=$(cd "$repository" && cargo test --release --features gpu-tests --lib --test cuda --test cuda_sessions \
+        --test schedules --no-run --message-format=json) || die "cannot build the tests"
     # not the program itself, which is built with them
     mapfile -t programs < <(grep -v '"kind":\["bin"\]' <<<"$built" | grep -o '"executable":"[^"]*"' | cut -d'"' -f4)
     ((${#programs[@]} > 0)) || die "cargo built no tests"

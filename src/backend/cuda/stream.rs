@@ -191,8 +191,10 @@ impl CudaStream {
     pub fn encoder_kv(&self, device: &Device, p: &TransformerParams, first: u64) -> Result<Vec<[Vec<f32>; 2]>> {
         let (n_slots, kv_dim) = (encoder_slots(p), p.kv_dim());
         assert!(self.n_encoded_rows - first <= n_slots as u64, "rows that are gone");
+        // slots come into use one after the other
+        let n_used = self.n_encoded_rows.min(n_slots as u64) as usize;
         let plane = |i: usize| {
-            let plane = self.encoder_ring.download(device, i * n_slots * kv_dim, n_slots * kv_dim)?;
+            let plane = self.encoder_ring.download(device, i * n_slots * kv_dim, n_used * kv_dim)?;
             let slots = (first..self.n_encoded_rows).map(|position| (position % n_slots as u64) as usize);
             Ok(slots.flat_map(|slot| &plane[slot * kv_dim..][..kv_dim]).copied().collect())
         };
