@@ -216,15 +216,26 @@ fn sanitizers_build_the_tests_themselves() {
         format!(r#"echo '{{"reason":"compiler-artifact",{target},"executable":{path}}}';"#)
     };
     let quoted = |path: &str| format!("\"{path}\"");
+    // where it is asked for
+    let test = |name: &str| {
+        let built = artifact("test", &quoted(&test_program(dir.path(), name, &format!("of_{name}"))));
+        format!("case \" $* \" in *' --test {name} '*) {built} ;; esac\n")
+    };
     let artifacts = [
         artifact("lib", "null"),
         artifact("lib", &quoted(&test_program(dir.path(), "library", "other backend::cuda::calm"))),
         artifact("bin", &quoted(env!("CARGO_BIN_EXE_voxtral"))),
-        artifact("test", &quoted(&test_program(dir.path(), "cuda", "whole"))),
+        "\n".into(),
+        ["cuda", "cuda_sessions", "schedules"].map(test).concat(),
     ]
     .concat();
     let (code, text) = run(&[], &artifacts);
-    assert_eq!((code, text.matches("ok ").count(), text.matches("whole").count()), (0, 11, 3), "{text}");
+    assert_eq!((code, text.matches("ok ").count()), (0, 17), "{text}");
+    for tool in ["memcheck", "initcheck", "synccheck"] {
+        for name in ["cuda", "cuda_sessions", "schedules"] {
+            assert!(text.contains(&format!("ok    {tool} of_{name}, ")), "{tool} {name}: {text}");
+        }
+    }
     assert!(text.contains(&format!("-     racecheck of {}/cuda, left out", dir.path().display())), "{text}");
     assert_eq!(run(&["memcheck"], &artifact("bin", &quoted(env!("CARGO_BIN_EXE_voxtral")))).0, 2);
     assert_eq!(run(&["memcheck"], "exit 101").0, 2);
