@@ -179,18 +179,29 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         constexpr int PARTS = WIDE ? 1 : WARPS;
         const int round_tiles = p.sum_bytes / (PARTS * 4) / tile_floats;
 
-        // Fragments of x: lane (g, t) holds k = 8t .. 8t+7 of each 32, of row 8i + g.
+        // Fragments of x: lane (g, t) holds k = 8t .. 8t+7 of each 32, of row 8i + g. Where there may be many, rows that the pass
+        // lacks are read too: looking which they are takes longer, and nobody keeps their sums.
+        struct Inputs {
+            uint4 of[NT][2];
+        };
         const real16* own_x = x + (static_cast<size_t>(piece0) * 2 * MAX_ROWS + g) * 32 + t * 8;
-        auto load_x = [&](uint4 (&b)[NT][2], int step) {
+        auto load_x = [&](Inputs& b, int step) {
             const bool valid = step >= 0 && piece0 + step * WARPS < share.end;
             const real16* from = own_x + static_cast<ptrdiff_t>(step) * (WARPS * 2 * MAX_ROWS * 32);
+            auto set = [&](auto value) {
 #pragma unroll
-            for (int i = 0; i < NT; i++) {
+                for (int i = 0; i < NT; i++) {
 #pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    b[i][half] = valid && i * 8 + g < rows ? load_fresh(from + (half * MAX_ROWS + i * 8) * 32)
-                                                           : make_uint4(0, 0, 0, 0);
+                    for (int half = 0; half < 2; half++) b.of[i][half] = value(i, (half * MAX_ROWS + i * 8) * 32);
                 }
+            };
+            const uint4 zero = make_uint4(0, 0, 0, 0);
+            if constexpr (NT == 1) {
+                set([&](int i, int at) { return valid && i * 8 + g < rows ? load_fresh(from + at) : zero; });
+            } else if (valid) {
+                set([&](int, int at) { return load_fresh(from + at); });
+            } else {
+                set([&](int, int) { return zero; });
             }
         };
         auto clear = [&](float (&acc)[NT][4]) {
@@ -202,13 +213,13 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         };
         // Keeps sums of rows from row0 on, the part'th of a tile of the round.
         auto store_sums = [&](const auto& acc, int part, int local, int row0) {
-            float* own = reduce + (part * round_tiles + local) * tile_floats;
+            float* own = reduce + (local * PARTS + part) * tile_floats;
 #pragma unroll
             for (int j = 0; j < static_cast<int>(sizeof(acc) / sizeof(acc[0])); j++) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const int row = row0 + j * 8 + t * 2 + (e & 1);
-                    if (row < rows) own[sum_index(row, g + (e >> 1) * 8)] = acc[j][e];
+                    if (NT > 1 || row < rows) own[sum_index(row, g + (e >> 1) * 8)] = acc[j][e];
                 }
             }
         };
@@ -240,11 +251,11 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
         // features of a row a thread.
         auto finish = [&](int begin, int tiles) {
             auto sum_of = [&](int local, int row, int quad) {
-                const float* from = reduce + local * tile_floats + sum_index(row, quad * 4);
+                const float* from = reduce + local * PARTS * tile_floats + sum_index(row, quad * 4);
                 float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
                 for (int w = 0; w < PARTS; w++) {
-                    sum = added(sum, *reinterpret_cast<const float4*>(from + w * round_tiles * tile_floats));
+                    sum = added(sum, *reinterpret_cast<const float4*>(from + w * tile_floats));
                 }
                 return sum;
             };
@@ -431,7 +442,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                 // Weights of a stage are read while the matrix unit works on those of the stage before.
                 //
                 // x of the last `n` of STEPS steps, and then those steps: what comes before is jumped over
-                uint4 b[STEPS][NT][2];
+                Inputs b[STEPS];
                 auto load_steps = [&](int first, int n) {
 #pragma unroll
                     for (int i = 0; i < STEPS; i++) {
@@ -476,7 +487,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                                     uint4 w[2];
                                     fragments<INT8>(packed[I & 1], half, w);
 #pragma unroll
-                                    for (int j = 0; j < NT; j++) mma_k32(acc[j], w, b[I][j][half]);
+                                    for (int j = 0; j < NT; j++) mma_k32(acc[j], w, b[I].of[j][half]);
                                 }
                                 Ring::release(held);
                                 held = next;
@@ -503,8 +514,9 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
             } else {
                 // x of the next step comes while this one's is multiplied with, where there are registers for both
                 constexpr bool AHEAD = NT <= (TRADE_REGISTERS ? 4 : 2);
-                uint4 b[NT][2];
-                if (AHEAD) load_x(b, 0);
+                Inputs even;
+                [[maybe_unused]] Inputs odd;
+                if (AHEAD) load_x(even, 0);
                 // where there are registers for that, nobody waits for scales before the products
                 constexpr bool LATE = TRADE_REGISTERS && NT <= 2;
                 if (normed && (!LATE || share.count == 0)) {
@@ -518,13 +530,7 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                     float acc[TG][NT][4];
 #pragma unroll
                     for (int i = 0; i < TG; i++) clear(acc[i]);
-                    for (int i = 0; i < steps; i++) {
-                        [[maybe_unused]] uint4 ahead[AHEAD ? NT : 1][2];
-                        if constexpr (AHEAD) {
-                            load_x(ahead, i + 1 < steps ? i + 1 : 0);
-                        } else {
-                            load_x(b, i);
-                        }
+                    auto step = [&](const Inputs& b) {
 #pragma unroll
                         for (int tile = 0; tile < TG; tile++) {
                             if (tile >= group_tiles) continue;
@@ -534,13 +540,27 @@ __device__ __forceinline__ void decoder_pass(const DecoderPass& p) {
                                 uint4 w[2];
                                 fragments<INT8>(packed, half, w);
 #pragma unroll
-                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w, b[j][half]);
+                                for (int j = 0; j < NT; j++) mma_k32(acc[tile][j], w, b.of[j][half]);
                             }
                             Ring::release(held);
                         }
-                        if constexpr (AHEAD) {
-#pragma unroll
-                            for (int j = 0; j < NT; j++) b[j][0] = ahead[j][0], b[j][1] = ahead[j][1];
+                    };
+                    if constexpr (AHEAD) {
+                        auto next = [&](int i) { return i + 1 < steps ? i + 1 : 0; };
+                        for (int i = 0; i < steps; i += 2) {
+                            load_x(odd, next(i));
+                            step(even);
+                            if (i + 1 == steps) {
+                                even = odd;
+                                break;
+                            }
+                            load_x(even, next(i + 1));
+                            step(odd);
+                        }
+                    } else {
+                        for (int i = 0; i < steps; i++) {
+                            load_x(even, i);
+                            step(even);
                         }
                     }
                     if (LATE && normed && group == 0) row_scales(p, s, squares, norm, rows, warp, lane);

@@ -248,6 +248,9 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_
 }
 // Orders what threads wrote before what the copy engine reads.
 __device__ __forceinline__ void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// To be passed before shared memory that this thread has read is given back to the copy engine. Its writes do not queue behind
+// reads: one that still waits when the barrier's phase ends would find what the engine has brought since.
+__device__ __forceinline__ void fence_reads() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // For what all blocks read.
 __device__ __forceinline__ uint64_t evict_last_policy() {
     uint64_t policy;
@@ -259,6 +262,8 @@ __device__ __forceinline__ uint64_t evict_last_policy() {
 __device__ __forceinline__ void copy_arrive(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
+// Copies of this kind queue behind reads.
+__device__ __forceinline__ void fence_reads() {}
 __device__ __forceinline__ void copy_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #endif
 
@@ -341,15 +346,19 @@ __device__ __forceinline__ void row_scales(const DecoderPass& p, Shared& s, Squa
         if (first - lane >= tiles) break;
         squares.load(p, norm, rows, warp, first);
     }
+    // each row's sum in a lane, which finishes it beside the others
+    float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < NT; j++) {
-        const int row = warp + j * WARPS;
-        const float inverse = 1.0f / sqrtf(warp_sum(sums[j]) / static_cast<float>(p.dim) + p.eps);
-        if (lane > 0 || row >= rows) continue;
-        const int origin = last ? s.origin[row] : row;
-        s.scale[row] = norm == 0 ? inverse : inverse / power_below(s.inverse[origin]);
-        if (!last) s.inverse[row] = inverse;
+        const float of_row = warp_sum(sums[j]);
+        if (lane == j) sum = of_row;
     }
+    const int row = warp + lane * WARPS;
+    if (lane >= NT || row >= rows) return;
+    const float inverse = 1.0f / sqrtf(sum / static_cast<float>(p.dim) + p.eps);
+    const int origin = last ? s.origin[row] : row;
+    s.scale[row] = norm == 0 ? inverse : inverse / power_below(s.inverse[origin]);
+    if (!last) s.inverse[row] = inverse;
 }
 
 // Where (row, feature) of a warp's 16-feature tile lies among the sums that wait to be added: no two lanes of a fragment

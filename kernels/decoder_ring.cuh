@@ -175,5 +175,8 @@ struct Ring {
         advance(p);
         return taken;
     }
-    __device__ __forceinline__ static void release(int slot) { barrier_arrive(empty(slot)); }
+    __device__ __forceinline__ static void release(int slot) {
+        fence_reads();
+        barrier_arrive(empty(slot));
+    }
 };

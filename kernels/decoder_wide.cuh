@@ -166,6 +166,7 @@ private:
         barrier_wait(x_full(x.stage), x.parity);
     }
     __device__ __forceinline__ void release(int weights_stage, int x_stage) const {
+        fence_reads();
         barrier_arrive(weights_empty(weights_stage));
         barrier_arrive(x_empty(x_stage));
     }

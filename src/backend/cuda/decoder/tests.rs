@@ -4,6 +4,7 @@
 mod times;
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use super::super::device::Address;
 use super::super::pass::CHUNK;
@@ -29,6 +30,12 @@ struct Case {
     n_kv_heads: usize,
     window: usize,
 }
+
+const ALL_HEADS_SHARE_ONE: Case =
+    Case { dim: 1040, hidden_dim: 1300, vocab_size: 3003, n_heads: 16, n_kv_heads: 1, window: 300 };
+/// K of w2 is more than a warp keeps of x at once; rings of 1280 slots.
+const MANY_CHUNKS: Case =
+    Case { dim: 512, hidden_dim: 9300, vocab_size: 1000, n_heads: 8, n_kv_heads: 2, window: 1100 };
 
 /// A decoder without streams, and the model that it has.
 struct Bench<'a> {
@@ -173,6 +180,21 @@ impl Bench<'_> {
             let expected: Vec<f32> = h.chunks(16).map(|tile| tile.iter().map(|x| x * x).sum()).collect();
             assert_rows(&format!("{what}: squares of row {to}"), &self.squares(norm, to), &expected, 1, 1e-5);
         }
+    }
+
+    /// Those passes whose rows a kernel holds.
+    fn that_fit<'a>(&self, passes: &[&'a [(usize, usize)]]) -> impl Iterator<Item = &'a [(usize, usize)]> {
+        let most = self.decoder.kernels.max_rows();
+        passes.iter().copied().filter(move |spans| spans.iter().map(|(_, n)| n).sum::<usize>() <= most)
+    }
+
+    /// Launches all phases over the rows in the table; the bits of the logits.
+    fn logits_of_pass(&self, index: usize, n_wanted: usize) -> Vec<u32> {
+        let (b, head) = (&self.decoder, Phases { n_layers: N_LAYERS }.head());
+        // SAFETY: as in `check_phases`.
+        unsafe { b.kernels.launch(index, &b.with_weights(&b.parameters(true), index), 0..head.end).unwrap() };
+        let logits = b.logits.as_ref().unwrap().address();
+        self.floats(logits, n_wanted * b.weights.params.vocab_size).into_iter().map(f32::to_bits).collect()
     }
 
     fn new_input(&self, spans: &[(usize, usize)], random: &mut Random) -> Input {
@@ -423,18 +445,11 @@ fn logits_alone(b: &Bench<'_>, input: &Input, span: usize) -> Vec<u32> {
     let group = |first: usize| Group { first: first as i32, n: most.min(rows.len() - first) as i32 };
     let groups: Vec<_> = (0..rows.len()).step_by(most).map(group).collect();
     write_table(b.device(), &b.decoder.scratch, &rows, &groups, n_wanted as usize);
-    let head = Phases { n_layers: N_LAYERS }.head();
-    // SAFETY: as in `check_phases`.
-    unsafe {
-        let index = b.decoder.kernels.index(rows.len());
-        let pass = b.decoder.with_weights(&b.decoder.parameters(true), index);
-        b.decoder.kernels.launch(index, &pass, 0..head.end).unwrap();
-    }
-    let logits = b.decoder.logits.as_ref().unwrap().address();
-    b.floats(logits, n_wanted as usize * b.decoder.weights.params.vocab_size).into_iter().map(f32::to_bits).collect()
+    b.logits_of_pass(b.decoder.kernels.index(rows.len()), n_wanted as usize)
 }
 
-fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
+/// Does something with a decoder of random weights.
+fn with_bench(case: Case, work: impl FnOnce(&Bench<'_>, &mut Random)) {
     let kernels = device();
     let device = kernels.device();
     let Case { dim, hidden_dim, vocab_size, n_heads, n_kv_heads, window } = case;
@@ -494,18 +509,67 @@ fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
         norm: &norm,
         isa: Isa::available()[0],
     };
-    let max_rows = b.decoder.kernels.max_rows();
-    for spans in passes.iter().filter(|spans| spans.iter().map(|(_, n)| n).sum::<usize>() <= max_rows) {
-        let input = b.new_input(spans, &mut random);
-        let first = b.decoder.kernels.index(input.rows.len());
-        // every kernel that holds the rows, on rings as the one before has left them
-        let runs: Vec<_> = (first..=b.decoder.kernels.index(max_rows))
-            .map(|index| check_phases(&b, &input, index, &format!("{dim} {spans:?}, kernel {index}")))
-            .collect();
-        assert!(runs.iter().all(|bits| *bits == runs[0]), "{dim} {spans:?}: not the bits of the other kernels");
-        let alone: Vec<u32> = (0..spans.len()).flat_map(|span| logits_alone(&b, &input, span)).collect();
-        assert!(alone == runs[0], "{dim} {spans:?}: not the bits of each stream alone");
+    work(&b, &mut random);
+}
+
+/// Does something with a pass by every kernel that holds its rows, each on rings as the one before has left them. The bits
+/// that they all come to.
+fn by_every_kernel(
+    b: &Bench<'_>,
+    input: &Input,
+    what: &str,
+    work: fn(&Bench<'_>, &Input, usize, &str) -> Vec<u32>,
+) -> Vec<u32> {
+    let kernels = &b.decoder.kernels;
+    let indices = kernels.index(input.rows.len())..=kernels.index(kernels.max_rows());
+    let mut runs = indices.map(|index| work(b, input, index, &format!("{what}, kernel {index}")));
+    let first = runs.next().unwrap();
+    assert!(runs.all(|bits| bits == first), "{what}: not the bits of the other kernels");
+    first
+}
+
+fn check_case(case: Case, passes: &[&[(usize, usize)]]) {
+    with_bench(case, |b, random| {
+        for spans in b.that_fit(passes) {
+            let input = b.new_input(spans, random);
+            let what = format!("{} {spans:?}", case.dim);
+            let bits = by_every_kernel(b, &input, &what, check_phases);
+            let alone: Vec<u32> = (0..spans.len()).flat_map(|span| logits_alone(b, &input, span)).collect();
+            assert!(alone == bits, "{what}: not the bits of each stream alone");
+        }
+    });
+}
+
+/// A pass over and over; the bits of the logits.
+fn repeat(b: &Bench<'_>, input: &Input, index: usize, what: &str) -> Vec<u32> {
+    let start = Instant::now();
+    let first = b.logits_of_pass(index, input.n_wanted);
+    for i in 1..500 {
+        assert!(b.logits_of_pass(index, input.n_wanted) == first, "{what}: other bits the {i}th time");
+        // under compute-sanitizer launches take long
+        if start.elapsed() > Duration::from_secs(2) {
+            break;
+        }
     }
+    first
+}
+
+/// Weights that stay in L2 come soonest after a stage of the ring has been given back: a warp that gave it back before it had
+/// read it would find them there.
+#[test]
+fn passes_beside_each_other_have_the_same_bits_every_time() {
+    let repeat_all = |case: Case, passes: &[&[(usize, usize)]]| {
+        with_bench(case, |b, random| {
+            for spans in b.that_fit(passes) {
+                let input = b.new_input(spans, random);
+                by_every_kernel(b, &input, &format!("{} {spans:?}", case.dim), repeat);
+            }
+        });
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| repeat_all(ALL_HEADS_SHARE_ONE, &[&[(400, 1)], &[(299, 1), (300, 16)], &[(7, 100)]]));
+        repeat_all(MANY_CHUNKS, &[&[(2300, 1)], &[(1500, 3), (40, 5), (1791, 9)], &[(1030, 33), (0, 31)]]);
+    });
 }
 
 #[test]
@@ -537,16 +601,13 @@ fn every_phase_is_what_the_cpu_computes_at_odd_widths() {
 
 #[test]
 fn every_phase_is_what_the_cpu_computes_with_all_heads_sharing_one() {
-    let case = Case { dim: 1040, hidden_dim: 1300, vocab_size: 3003, n_heads: 16, n_kv_heads: 1, window: 300 };
-    check_case(case, &[&[(400, 1)], &[(63, 3), (512, 5)], &[(299, 1), (300, 16)]]);
+    check_case(ALL_HEADS_SHARE_ONE, &[&[(400, 1)], &[(63, 3), (512, 5)], &[(299, 1), (300, 16)]]);
 }
 
 #[test]
 fn every_phase_is_what_the_cpu_computes_over_many_chunks() {
-    // K of w2 is more than a warp keeps of x at once; rings of 1280 slots
-    let case = Case { dim: 512, hidden_dim: 9300, vocab_size: 1000, n_heads: 8, n_kv_heads: 2, window: 1100 };
     check_case(
-        case,
+        MANY_CHUNKS,
         &[&[(2300, 1)], &[(1500, 3), (40, 5), (1791, 9)], &[(1030, 33), (0, 31)], &[(1790, 60), (3000, 41)]],
     );
 }
