@@ -262,7 +262,7 @@ __device__ __forceinline__ uint64_t evict_last_policy() {
 __device__ __forceinline__ void copy_arrive(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
-// Copies of this kind queue behind reads.
+// Copies of this kind are writes as any other, which the barrier orders after reads.
 __device__ __forceinline__ void fence_reads() {}
 __device__ __forceinline__ void copy_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #endif

@@ -9,7 +9,7 @@
 #
 # COMPUTE_SANITIZER       the program
 # SANITIZE_SECONDS        after which a test is stopped, which then counts as failed (600)
-# SANITIZE_JOBS           tests at once (1); beside others the test of a thousand files fails, which counts the GPU's memory
+# SANITIZE_JOBS           tests at once (1); beside others the test of a thousand files may fail, which counts the GPU's memory
 
 set -euo pipefail
 # shellcheck source=scripts/common.sh

@@ -190,11 +190,12 @@ impl Bench<'_> {
 
     /// Launches all phases over the rows in the table; the bits of the logits.
     fn logits_of_pass(&self, index: usize, n_wanted: usize) -> Vec<u32> {
-        let (b, head) = (&self.decoder, Phases { n_layers: N_LAYERS }.head());
+        let (decoder, head) = (&self.decoder, Phases { n_layers: N_LAYERS }.head());
+        let pass = decoder.with_weights(&decoder.parameters(true), index);
         // SAFETY: as in `check_phases`.
-        unsafe { b.kernels.launch(index, &b.with_weights(&b.parameters(true), index), 0..head.end).unwrap() };
-        let logits = b.logits.as_ref().unwrap().address();
-        self.floats(logits, n_wanted * b.weights.params.vocab_size).into_iter().map(f32::to_bits).collect()
+        unsafe { decoder.kernels.launch(index, &pass, 0..head.end).unwrap() };
+        let logits = decoder.logits.as_ref().unwrap().address();
+        self.floats(logits, n_wanted * decoder.weights.params.vocab_size).into_iter().map(f32::to_bits).collect()
     }
 
     fn new_input(&self, spans: &[(usize, usize)], random: &mut Random) -> Input {
